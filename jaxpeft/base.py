@@ -1,0 +1,105 @@
+"""The three types that everything else is made of: State, Method, Override.
+
+Letters, used everywhere: `w [n, m]` the frozen kernel (in, out), `x [..., n]` its input,
+`y [..., m]` its output, `a [n, r]` and `b [r, m]` the factors, `sigma [r]` singular values,
+`gate [r]` gate logits. Adapter leaves and their arithmetic are float32 over a base of any dtype.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Tree = Any  # nested dicts of arrays, as Flax makes them
+
+
+class State(NamedTuple):
+    """What an adapter holds, of one kernel or of a whole tree.
+
+    Attributes:
+      params: trained leaves. For one kernel a flat dict `{'a': [n, r], 'b': [r, m], ...}`; for a
+        tree the base's nesting down to the kernel, then those leaves.
+      consts: leaves computed once from the base (`sigma`, `norm`, a frozen factor): saved with the
+        adapter, sharded with it, never trained.
+    """
+
+    params: Tree
+    consts: Tree
+
+
+class Method(NamedTuple):
+    """Pure functions over ONE kernel `w [n, m]`; no Flax, no mesh, no files.
+
+    Attributes:
+      spec: `{'name': 'knowhira', 'rank': 32, ...}`: enough to rebuild the method; saved with it.
+      init: `(key, w) -> State`.
+      apply: `(state, w, x [..., n], *, key=None, side=None) -> y [..., m]`, what replaces
+        `x @ w`, in that product's dtype. `key=None` means no dropout; `side` is what `bind` got.
+      weight: `(state, w) -> [n, m]` float32, the effective kernel; None where the method depends
+        on its input and so cannot be merged.
+      penalty: `(state, w) -> ()` float32, added to the loss once per update.
+    """
+
+    spec: Mapping[str, Any]
+    init: Callable[..., State]
+    apply: Callable[..., Array]
+    weight: Callable[..., Array] | None
+    penalty: Callable[..., Array]
+
+
+class Override(NamedTuple):
+    """Pure functions over one MODULE's call (an attention core, an FFN), matched on its path.
+
+    Attributes:
+      spec: as in `Method`. `spec['stack']`, when given, is the shape of the layer stack that a
+        scanned module is sliced from; `init` is mapped over it. `()` or missing: not scanned.
+      init: `(key) -> State`, for one layer.
+      call: `(state, next, *args, key=None, side=None, **kwargs) -> output`; `next` is the
+        module's own call.
+      penalty: `(state) -> ()` float32.
+    """
+
+    spec: Mapping[str, Any]
+    init: Callable[..., State]
+    call: Callable[..., Any]
+    penalty: Callable[..., Array]
+
+
+def no_penalty(state: State, w: Array | None = None) -> Array:
+    """The penalty of a method that has none: float32 zero."""
+    del state, w
+    return jnp.zeros((), jnp.float32)
+
+
+def dropout(key: Array | None, x: Array, rate: float) -> Array:
+    """Inverted dropout: `x * mask / (1 - rate)`; `x` itself without a key or with rate 0."""
+    if key is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def check_options(name: str, w_shape: tuple[int, ...], rank: int) -> None:
+    """Refuses a rank that a kernel of this shape cannot hold.
+
+    Raises:
+      ValueError: unless `1 <= rank <= min(w_shape)`.
+    """
+    limit = min(w_shape)
+    if not 1 <= rank <= limit:
+        raise ValueError(
+            f'{name}: rank must be in [1, {limit}] for a kernel of shape {tuple(w_shape)}, '
+            f'got rank={rank}; the nearest valid choice is {min(max(rank, 1), limit)}'
+        )
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Refuses a dropout rate outside [0, 1).
+
+    Raises:
+      ValueError: naming the method and the rate.
+    """
+    if not 0.0 <= rate < 1.0:
+        raise ValueError(f'{name}: dropout must be in [0, 1), got {rate}')

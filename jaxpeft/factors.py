@@ -1,0 +1,98 @@
+"""The pair of low-rank factors that most methods have: how they start and which of them train.
+
+--init_ab 'kaiming,zero'   a ~ U(-1/sqrt(n), 1/sqrt(n)), b = 0: the step-0 model is the base
+--train_ab 'yn'            train a, keep b as it started (it lies in `consts` then)
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft import base, paths
+
+
+def _kaiming(key: base.Array, shape: tuple[int, int], fan_in: int) -> base.Array:
+    """Kaiming-uniform with a = sqrt(5), as torch and PEFT start LoRA's A: U(+-1/sqrt(fan_in))."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, jnp.float32, -bound, bound)
+
+
+def _gaussian(key: base.Array, shape: tuple[int, int], fan_in: int) -> base.Array:
+    """N(0, 1/r^2), PEFT's `init_lora_weights='gaussian'`; r is the smaller side of a factor."""
+    del fan_in
+    return jax.random.normal(key, shape, jnp.float32) / min(shape)
+
+
+def _zero(key: base.Array, shape: tuple[int, int], fan_in: int) -> base.Array:
+    del key, fan_in
+    return jnp.zeros(shape, jnp.float32)
+
+
+INITS: dict[str, Callable[..., base.Array]] = {
+    'kaiming': _kaiming,
+    'gaussian': _gaussian,
+    'zero': _zero,
+}
+
+
+class Factors(NamedTuple):
+    """How a method's `a [n, r]` and `b [r, m]` start and train; made by `parse`."""
+
+    init_a: str
+    init_b: str
+    train_a: bool
+    train_b: bool
+
+    def draw(self, key: base.Array, n: int, m: int, rank: int) -> tuple[base.Array, base.Array]:
+        """Fresh factors `a [n, rank]`, `b [rank, m]`, float32."""
+        key_a, key_b = jax.random.split(key)
+        a = INITS[self.init_a](key_a, (n, rank), n)
+        return a, INITS[self.init_b](key_b, (rank, m), rank)
+
+    def state(self, a: base.Array, b: base.Array, params: dict, consts: dict) -> base.State:
+        """A state in which the factors lie where they train, or do not."""
+        for name, leaf, trained in (('a', a, self.train_a), ('b', b, self.train_b)):
+            (params if trained else consts)[name] = leaf
+        return base.State(params, consts)
+
+
+def parse(name: str, init_ab: str, train_ab: str) -> Factors:
+    """Reads the two options.
+
+    Args:
+      name: the method's, for the errors.
+      init_ab: two of `kaiming`, `gaussian`, `zero`, comma-separated: of a and of b.
+      train_ab: `yy`, `yn` or `ny`: which of a and b train.
+
+    Raises:
+      ValueError: for other words; for two zeros, since neither would ever get a gradient.
+    """
+    parts = [part.strip() for part in init_ab.split(',')]
+    if len(parts) != 2:
+        raise ValueError(f"{name}: init_ab is two words such as 'kaiming,zero', got {init_ab!r}")
+    for part in parts:
+        if part not in INITS:
+            raise ValueError(
+                f'{name}: no init is called {part!r}; {paths.nearest(part, list(INITS))}'
+            )
+    if parts == ['zero', 'zero']:
+        raise ValueError(
+            f'{name}: with init_ab {init_ab!r} neither factor would ever get a gradient'
+        )
+    if train_ab not in ('yy', 'yn', 'ny'):
+        raise ValueError(f"{name}: train_ab is 'yy', 'yn' or 'ny', got {train_ab!r}")
+    frozen_zero = dict(zip(parts, train_ab, strict=True)).get('zero') == 'n'
+    if frozen_zero:
+        raise ValueError(
+            f'{name}: init_ab {init_ab!r} with train_ab {train_ab!r} freezes the zero '
+            'factor, so the update would stay zero'
+        )
+    return Factors(parts[0], parts[1], train_ab[0] == 'y', train_ab[1] == 'y')
+
+
+def get(state: base.State, name: str) -> base.Array:
+    """A factor from where it lies: `params` when it trains, `consts` when it does not."""
+    return state.params[name] if name in state.params else state.consts[name]

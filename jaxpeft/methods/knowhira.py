@@ -1,0 +1,149 @@
+"""KnowHiRA: HiRA whose rank-one terms are gated by the kernel's own singular values.
+
+    W' = W + W o (alpha A G B)          G = diag(sigma o sigmoid(g))
+    sigma_i = s_i(W) / s_1(W),  i <= k = min(r, floor(ratio min(n, m))),  sigma_i = sigma_k beyond
+
+Source: Cui, Pan and Yang, github ctree4113/NLP-25Spring-FDU (2025). Where its program departs from
+its own formula this file follows the formula: the SVD is of the loaded kernel (theirs is of a
+random one), the update is not transposed (theirs runs on square layers only), gates are saved,
+ranks beyond k are padded with the last value (theirs with 1, above every gated rank) and stay
+trainable, and the scale of the initial spectrum is not capped at 0.1.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft import base, factors, linalg, ops
+
+TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+NORMS = ('max', 'sum', 'none')
+MODES = ('reference', 'paper')
+
+
+def knowhira(
+    rank: int = 32,
+    *,
+    knowledge_alpha: float = 0.6,
+    ortho_lambda: float = 1e-4,
+    svd_rank_ratio: float = 0.85,
+    spectrum_init_scale: float = 0.1,
+    adaptive_gating: bool = True,
+    gate_init: float = 0.0,
+    dropout: float = 0.0,
+    sigma_norm: str = 'max',
+    ortho_mode: str = 'reference',
+    svd: str = 'auto',
+    init_ab: str = 'kaiming,zero',
+    train_ab: str = 'yy',
+) -> base.Method:
+    """KnowHiRA: `y = x W + dropout(x) (W o (alpha A diag(sigma o sigmoid(gate)) B))`.
+
+    Leaves `a [n, r]`, `b [r, m]`, `gate [r]` and the constant `sigma [r]`, all float32:
+    `r (n + m) + r` trainable numbers a kernel. The penalty, with Grams of r x r, is
+
+        'reference': lambda (0.5 |A^T A - I|_F^2 + 0.1 |B B^T - I|_F^2) / r^2, without the
+                     reference's clamp at 1, which has no gradient
+        'paper':     lambda (|A^T A - I|_F^2 + |B B^T - I|_F^2), about r^2 stronger
+
+    Args:
+      rank: r, at most min(n, m).
+      knowledge_alpha: factor of the whole update: larger means a stronger one, 0 the base model.
+      ortho_lambda: lambda, weight of the penalty.
+      svd_rank_ratio: share of the spectrum that may gate ranks; acts only below r / min(n, m).
+      spectrum_init_scale: c of the initial A: column i ~ U(+-1/sqrt(n)) c (0.1 + 0.9 sigma_i);
+        0 switches the factor off (A starts as HiRA's).
+      adaptive_gating: train the gates; without, G = diag(sigma).
+      gate_init: where the gates start; 0 is sigmoid 0.5, the paper speaks of slightly negative.
+      dropout: rate on the update's input, in training only.
+      sigma_norm: 'max' divides by the largest singular value, 'sum' by the sum of the used ones,
+        'none' by nothing.
+      ortho_mode: the penalty's form.
+      svd: 'exact', 'randomized' or 'auto', see `jaxpeft.linalg`.
+      init_ab: how A and B start, see `jaxpeft.factors`.
+      train_ab: which of A and B train.
+
+    Returns:
+      The method.
+
+    Raises:
+      ValueError: for options out of range; at init for a rank that the kernel cannot hold.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxpeft as jp
+      >>> w = jnp.diag(jnp.array([4.0, 2.0, 1.0]))
+      >>> state = jp.methods.knowhira(rank=2).init(jax.random.key(0), w)
+      >>> state.consts['sigma'].tolist()
+      [1.0, 0.5]
+    """
+    how = factors.parse('knowhira', init_ab, train_ab)
+    base.check_rate('knowhira', dropout)
+    _check(svd_rank_ratio, ortho_lambda, spectrum_init_scale)
+    _check_word('sigma_norm', sigma_norm, NORMS)
+    _check_word('ortho_mode', ortho_mode, MODES)
+    _check_word('svd', svd, linalg.METHODS)
+    spec = {
+        'name': 'knowhira', 'rank': rank, 'knowledge_alpha': knowledge_alpha,
+        'ortho_lambda': ortho_lambda, 'svd_rank_ratio': svd_rank_ratio,
+        'spectrum_init_scale': spectrum_init_scale, 'adaptive_gating': adaptive_gating,
+        'gate_init': gate_init, 'dropout': dropout, 'sigma_norm': sigma_norm,
+        'ortho_mode': ortho_mode, 'svd': svd, 'init_ab': init_ab, 'train_ab': train_ab,
+    }  # fmt: skip
+
+    def init(key, w):
+        base.check_options('knowhira', w.shape, rank)
+        key_ab, key_svd = jax.random.split(key)
+        sigma = _spectrum(key_svd, w)
+        a, b = how.draw(key_ab, *w.shape, rank)
+        if spectrum_init_scale:
+            a = a * (spectrum_init_scale * (0.1 + 0.9 * sigma / sigma[0]))[None, :]
+        gate = {'gate': jnp.full(rank, gate_init, jnp.float32)} if adaptive_gating else {}
+        return how.state(a, b, gate, {'sigma': sigma})
+
+    def _spectrum(key, w):
+        k = min(rank, max(1, int(svd_rank_ratio * min(w.shape))))
+        top = linalg.top_singular_values(w, k, method=svd, key=key)
+        size = {'max': top[0], 'sum': top.sum(), 'none': jnp.float32(1.0)}[sigma_norm]
+        # A kernel of zeros has no spectrum; the floor keeps its sigma at 0 and not NaN.
+        top = top / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+        return jnp.concatenate([top, jnp.full(rank - k, top[-1])])
+
+    def gamma(state):
+        sigma = state.consts['sigma']
+        return sigma * jax.nn.sigmoid(state.params['gate']) if adaptive_gating else sigma
+
+    def apply(state, w, x, *, key=None, side=None):
+        del side
+        a, b = factors.get(state, 'a'), factors.get(state, 'b')
+        dropped = base.dropout(key, x, dropout) if key is not None and dropout else None
+        return ops.hadamard_apply(x, w, a, b, gamma(state), knowledge_alpha, dropped)
+
+    def weight(state, w):
+        a, b = factors.get(state, 'a'), factors.get(state, 'b')
+        w = w.astype(jnp.float32)
+        return w + w * ops.delta(a, b, gamma(state), knowledge_alpha)
+
+    def penalty(state, w):
+        del w
+        a, b = factors.get(state, 'a'), factors.get(state, 'b')
+        gap_a, gap_b = linalg.gram_gap(a), linalg.gram_gap(b.T)
+        if ortho_mode == 'paper':
+            return ortho_lambda * (gap_a + gap_b)
+        return ortho_lambda * (0.5 * gap_a + 0.1 * gap_b) / rank**2
+
+    return base.Method(spec, init, apply, weight, penalty)
+
+
+def _check(svd_rank_ratio: float, ortho_lambda: float, spectrum_init_scale: float) -> None:
+    if not 0.0 < svd_rank_ratio <= 1.0:
+        raise ValueError(f'knowhira: svd_rank_ratio must be in (0, 1], got {svd_rank_ratio}')
+    if ortho_lambda < 0.0:
+        raise ValueError(f'knowhira: ortho_lambda must not be negative, got {ortho_lambda}')
+    if spectrum_init_scale < 0.0:
+        raise ValueError(
+            f'knowhira: spectrum_init_scale must not be negative, got {spectrum_init_scale}'
+        )
+
+
+def _check_word(option: str, word: str, known: tuple[str, ...]) -> None:
+    if word not in known:
+        raise ValueError(f'knowhira: {option} must be one of {", ".join(known)}, got {word!r}')

@@ -1,0 +1,112 @@
+"""The product that HiRA and KnowHiRA share, with a backward pass that keeps no [n, m] array.
+
+    D = s * (a * gamma) @ b          [n, m], float32
+    y = x @ (w * (c + D))            c = 1: the whole layer; c = 0: the update's branch alone
+
+Autodiff would keep D (or w * (1 + D)) of every layer alive until its backward pass: a second copy
+of the base. Here the residuals are the inputs, and D is rebuilt (2 n m r FLOPs, small against the
+2 n m of each token). Gradients, with M = x^T dy, G = s * M * w:
+
+    dx = dy @ (w * (c + D))^T        da = (G @ b^T) * gamma      db = (a * gamma)^T @ G
+    dgamma_i = a_i^T G b_i^T         dw = M * (c + D)            (dropped by XLA where unused)
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft.base import Array
+
+
+def delta(a: Array, b: Array, gamma: Array, scale: float) -> Array:
+    """`D = scale * (a * gamma) @ b`: `[n, r], [r, m], [r] -> [n, m]` float32."""
+    return scale * ((a * gamma[None, :]) @ b)
+
+
+def _weight(w: Array, a: Array, b: Array, gamma: Array, scale: float, one: bool) -> Array:
+    """`w * (1 + D)` or `w * D` in float32, rounded to w's dtype once."""
+    w32 = w.astype(jnp.float32)
+    change = w32 * delta(a, b, gamma, scale)
+    return (w32 + change if one else change).astype(w.dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def hadamard_matmul(
+    x: Array, w: Array, a: Array, b: Array, gamma: Array, scale: float, one: bool
+) -> Array:
+    """`x @ (w * (one + scale * (a * gamma) @ b))`, float32.
+
+    Args:
+      x: `[t, n]`, the dtype of `w`.
+      w: `[n, m]`.
+      a: `[n, r]` float32.
+      b: `[r, m]` float32.
+      gamma: `[r]` float32, the weight of each rank-one term.
+      scale: one number for all of the update.
+      one: True for the whole layer, False for the update's branch alone.
+
+    Returns:
+      `[t, m]`, accumulated and returned in float32.
+    """
+    weight = _weight(w, a, b, gamma, scale, one)
+    return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
+
+
+def _forward(x: Any, w: Any, a: Any, b: Any, gamma: Any, scale: float, one: bool) -> Any:
+    return hadamard_matmul(x, w, a, b, gamma, scale, one), (x, w, a, b, gamma)
+
+
+def _backward(scale: float, one: bool, saved: Any, dy: Array) -> Any:
+    x, w, a, b, gamma = saved
+    dy = dy.astype(
+        x.dtype
+    )  # the cotangent in the base's dtype: one matmul unit for all of the layer
+    weight = _weight(w, a, b, gamma, scale, one)
+    dx = jnp.matmul(dy, weight.T)
+    outer = jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)  # M [n, m]
+    g = scale * outer * w.astype(jnp.float32)
+    gb = g @ b.T  # [n, r]
+    da = gb * gamma[None, :]
+    db = (a * gamma[None, :]).T @ g
+    dgamma = jnp.einsum('nr,nr->r', a, gb)
+    dw = outer * (delta(a, b, gamma, scale) + (1.0 if one else 0.0))
+    return dx, dw.astype(w.dtype), da, db, dgamma
+
+
+hadamard_matmul.defvjp(_forward, _backward)
+
+
+def hadamard_apply(
+    x: Array, w: Array, a: Array, b: Array, gamma: Array, scale: float, dropped: Array | None
+) -> Array:
+    """The layer `x @ w + dropped @ (w * D)` in the cheapest form that loses nothing.
+
+    With a float32 base and no dropout that is one product with `w * (1 + D)`. With a bfloat16 base
+    the update travels as a branch of its own: `1 + D` rounded to bfloat16 is 1 for `D < 0.004`,
+    while `w * D` keeps D's leading 8 bits; the branches meet in float32.
+
+    Args:
+      x: `[..., n]`.
+      w: `[n, m]`.
+      a: `[n, r]`.
+      b: `[r, m]`.
+      gamma: `[r]`.
+      scale: one number.
+      dropped: `x` after dropout, or None where there is none.
+
+    Returns:
+      `[..., m]` in the dtype of `x @ w`.
+    """
+    dtype = jnp.result_type(x, w)
+    lead, n = x.shape[:-1], x.shape[-1]
+    flat = x.reshape(-1, n).astype(dtype)
+    w = w.astype(dtype)
+    if dropped is None and dtype == jnp.float32:
+        y = hadamard_matmul(flat, w, a, b, gamma, scale, True)
+    else:
+        branch = flat if dropped is None else dropped.reshape(-1, n).astype(dtype)
+        y = jnp.matmul(flat, w, preferred_element_type=jnp.float32)
+        y += hadamard_matmul(branch, w, a, b, gamma, scale, False)
+    return y.astype(dtype).reshape(*lead, w.shape[-1])

@@ -1,0 +1,154 @@
+"""Names of a tree: '/'-joined paths, canonical paths, the choice of targets by name.
+
+A path is canonical when it carries no layer number: `model/layers/3/self_attn/q_proj/kernel` and
+the scanned `model/layers/self_attn/q_proj/kernel` are one canonical path, the first with layer 3.
+"""
+
+import difflib
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+LAYER_PARENTS = ('h', 'layers', 'blocks')
+SAME_MODULE = (('o_proj', 'out_proj'),)  # one output projection, two families' names for it
+HEADS = ('lm_head', 'score', 'embed_out')  # PEFT's meaning of all-linear leaves the head out
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """Yields (path, leaf) of nested mappings in sorted order; a boxed Flax leaf is unboxed."""
+    for name in sorted(tree):
+        value, path = tree[name], f'{prefix}{name}'
+        if isinstance(value, Mapping):
+            yield from flatten(value, path + '/')
+        else:
+            yield path, value.unbox() if hasattr(value, 'unbox') else value
+
+
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`: `{'x/y': 1}` becomes `{'x': {'y': 1}}`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split('/')
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def get(tree: Mapping[str, Any], path: str) -> Any:
+    """The subtree or leaf at a path; KeyError where there is none."""
+    node: Any = tree
+    for name in path.split('/'):
+        node = node[name]
+    return node
+
+
+def canonical(path: str) -> tuple[str, int | None]:
+    """Splits the layer's number off: 'transformer/h/3/mlp' -> ('transformer/h/mlp', 3)."""
+    parts = path.split('/')
+    for i in range(1, len(parts)):
+        if parts[i].isdigit() and parts[i - 1] in LAYER_PARENTS:
+            return '/'.join(parts[:i] + parts[i + 1 :]), int(parts[i])
+    return path, None
+
+
+def seed(path: str) -> int:
+    """A stable 31-bit number of a path, to fold into a key: the same in every process."""
+    return zlib.crc32(path.encode()) & 0x7FFFFFFF
+
+
+def modules(paths: Sequence[str]) -> list[str]:
+    """Every module path: the proper prefixes of the leaves' paths, sorted."""
+    found: set[str] = set()
+    for path in paths:
+        parts = path.split('/')[:-1]
+        found.update('/'.join(parts[: i + 1]) for i in range(len(parts)))
+    return sorted(found)
+
+
+def nearest(name: str, known: Sequence[str], n: int = 5) -> str:
+    """The known names nearest to one that is not among them, as text for an error."""
+    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4)
+    shown = close or sorted(known)[:20]
+    return ('nearest: ' if close else 'there are: ') + ', '.join(shown)
+
+
+def _linear_modules(params: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Module name -> leaf paths, for leaves called kernel (2-D or more) and for bare matrices."""
+    named: dict[str, list[str]] = {}
+    for path, leaf in flatten(params):
+        parts = path.split('/')
+        if getattr(leaf, 'ndim', 0) < 2:
+            continue
+        if parts[-1] == 'kernel' and len(parts) > 1:
+            named.setdefault(parts[-2], []).append(path)
+        elif len(parts) == 1 or parts[-1] not in ('embedding', 'scale', 'bias', 'weight', 'kernel'):
+            named.setdefault(parts[-1], []).append(path)
+    return named
+
+
+def _known_suffixes(named: Mapping[str, Sequence[str]]) -> list[str]:
+    """Names that may be asked for: module names, and their module paths without layer numbers."""
+    paths = {canonical(p)[0].removesuffix('/kernel') for ps in named.values() for p in ps}
+    return sorted({'/'.join(p.split('/')[-k:]) for p in paths for k in range(1, 4)})
+
+
+def _pattern_of(name: str, known: Sequence[str]) -> str | None:
+    """The regex of one asked name, by its family's spelling; None where nothing is called so."""
+    aliases = next((group for group in SAME_MODULE if name in group), (name,))
+    found = [alias for alias in aliases if alias in known]
+    return '|'.join(re.escape(alias) for alias in found) or None
+
+
+def targets(
+    params: Mapping[str, Any], names: Sequence[str] | str, exclude: Sequence[str] | str = ()
+) -> str:
+    """Turns module names into the path regex that a plan takes.
+
+    A name is a module's own (`q_proj`) or the end of its path (`mlp/c_proj`, `mlp.c_proj`).
+    `o_proj` and `out_proj` both mean the output projection of either family. `all-linear` means
+    every kernel but the head's. Names may be one comma-separated string; blanks are stripped.
+
+    Args:
+      params: the base's parameter tree (arrays or shapes).
+      names: what to adapt.
+      exclude: names to leave out, in the same form.
+
+    Returns:
+      A regex that fully matches the kernels' paths.
+
+    Raises:
+      ValueError: for a name that matches nothing, with the nearest names; for an empty choice.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> targets({'mlp': {'up': {'kernel': jnp.zeros((2, 4))}}}, ['up'])
+      '(?:.*/)?(?:up)(?:/kernel)?'
+    """
+    named = _linear_modules(params)
+    known = _known_suffixes(named)
+    wanted = _split(names)
+    if not wanted:
+        raise ValueError(f'no target module was named; {nearest("", known)}')
+    if wanted == ['all-linear']:
+        wanted = sorted(name for name in named if name not in HEADS)
+    elif 'all-linear' in wanted:
+        raise ValueError(f"'all-linear' stands alone, got it beside {wanted}")
+    chosen = '|'.join(_checked(name, known) for name in wanted)
+    dropped = '|'.join(_checked(name, known) for name in _split(exclude))
+    refuse = rf'(?!(?:.*/)?(?:{dropped})(?:/kernel)?$)' if dropped else ''
+    return rf'{refuse}(?:.*/)?(?:{chosen})(?:/kernel)?'
+
+
+def _split(names: Sequence[str] | str) -> list[str]:
+    parts = names.split(',') if isinstance(names, str) else list(names)
+    return [part.strip().replace('.', '/') for part in parts if part.strip()]
+
+
+def _checked(name: str, known: Sequence[str]) -> str:
+    pattern = _pattern_of(name, known)
+    if pattern is None:
+        raise ValueError(f'no layer of this model is called {name!r}; {nearest(name, known)}')
+    return pattern

@@ -1,0 +1,240 @@
+"""A plan over a whole tree: init, merge, penalty. Pure functions, no Flax modules."""
+
+import math
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft import base, paths, views
+
+Plan = Mapping[str, base.Method | base.Override | views.Viewed]
+OVERRIDE = '~'  # an override's leaves lie under this name, apart from the kernels of its module
+
+
+class Site(NamedTuple):
+    """One place that a plan adapts: a kernel (with its view) or a module (view None)."""
+
+    path: str
+    rule: int
+    method: Any  # a Method, or an Override where view is None
+    view: views.View | None
+
+    @property
+    def node(self) -> str:
+        """Where the site's leaves lie in a state."""
+        return self.path if self.view is not None else f'{self.path}/{OVERRIDE}'
+
+
+def sites(plan: Plan, params: base.Tree) -> list[Site]:
+    """Every place that a plan adapts, in sorted order of paths; the first matching rule wins.
+
+    Kernels match by the path of their leaf, modules (for an `Override`) by their own. A module
+    without parameters is found when the rule's last name is literal: `'.*/self_attn/core'`.
+
+    Raises:
+      ValueError: for a rule that adapts nothing, with the nearest paths.
+    """
+    leaves = dict(paths.flatten(params))
+    inner = paths.modules(list(leaves))
+    found: dict[tuple[str, bool], Site] = {}
+    for number, (pattern, rule) in enumerate(plan.items()):
+        method = rule.method if isinstance(rule, views.Viewed) else rule
+        is_module = isinstance(method, base.Override)
+        candidates = _with_child(inner, pattern) if is_module else list(leaves)
+        hits = [p for p in candidates if re.fullmatch(pattern, p) and (p, is_module) not in found]
+        if not hits:
+            raise ValueError(_nothing(pattern, candidates, {p for p, m in found if m == is_module}))
+        for path in hits:
+            view = None if is_module else views.of(_as_rule(rule), leaves[path].ndim, path)
+            found[path, is_module] = Site(path, number, method, view)
+    return [found[k] for k in sorted(found)]
+
+
+def _as_rule(rule: Any) -> base.Method | views.Viewed:
+    if not isinstance(rule, base.Method | views.Viewed):
+        raise TypeError(f'a plan maps a path regex to a Method or an Override, got {type(rule)}')
+    return rule
+
+
+def _with_child(inner: list[str], pattern: str) -> list[str]:
+    """The module paths, and below each the parameterless child that a rule names literally."""
+    last = pattern.rsplit('/', 1)[-1]
+    children = [f'{p}/{last}' for p in inner] if last.isidentifier() else []
+    return sorted({*inner, *children})
+
+
+def _nothing(pattern: str, candidates: list[str], taken: set[str]) -> str:
+    shadowed = [p for p in taken if re.fullmatch(pattern, p)]
+    if shadowed:
+        return (
+            f'the rule {pattern!r} adapts nothing: an earlier rule takes all that it matches, '
+            f'such as {shadowed[0]}; put the narrower rule first'
+        )
+    known = sorted({paths.canonical(p)[0] for p in candidates})
+    return f'the rule {pattern!r} matches nothing (full match); {paths.nearest(pattern, known)}'
+
+
+def leaves_of(tree: base.Tree, site: Site) -> dict[str, Any]:
+    """The site's own leaves in one of a state's two trees; empty where it has none."""
+    node = tree
+    for name in site.node.split('/'):
+        if name not in node:
+            return {}
+        node = node[name]
+    return node
+
+
+def site_state(state: base.State, site: Site) -> base.State:
+    """The state of one site."""
+    return base.State(leaves_of(state.params, site), leaves_of(state.consts, site))
+
+
+def stack_of(site: Site, leaf_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape of the layer stack that a site's leaves carry in front."""
+    if site.view is None:
+        return tuple(site.method.spec.get('stack', ()))
+    assert leaf_shape is not None
+    return site.view.shape(leaf_shape)[0]
+
+
+def layer_keys(key: base.Array, path: str, stack: tuple[int, ...]) -> base.Array:
+    """One key a layer, the same whether the layers are scanned or unrolled: `[*stack]` keys."""
+    name, layer = paths.canonical(path)
+    size = math.prod(stack)
+    numbers = (layer or 0) * size + jnp.arange(size, dtype=jnp.uint32)
+    per_path = jax.random.fold_in(typed_key(key), paths.seed(name))
+    return jax.vmap(partial(jax.random.fold_in, per_path))(numbers).reshape(stack)
+
+
+def typed_key(key: base.Array) -> base.Array:
+    """Accepts an old-style uint32 key beside `jax.random.key`'s."""
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if is_typed else jax.random.wrap_key_data(key)
+
+
+def map_stack(fn: Any, stack: tuple[int, ...], *args: base.Tree) -> base.Tree:
+    """Maps `fn` over the leading stack axes, one layer at a time: memory is one layer's."""
+    if not stack:
+        return fn(*args)
+    axes = len(stack)
+    flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), args)
+    out = jax.lax.map(lambda layer: fn(*layer), flat)
+    return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), out)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _init_site(init_one: Any, stack: tuple[int, ...], *args: base.Array) -> base.State:
+    return map_stack(init_one, stack, *args)
+
+
+def init(plan: Plan, key: base.Array, params: base.Tree) -> base.State:
+    """Draws and computes the adapter of every kernel that a plan names.
+
+    Each site's program is jitted by itself and mapped over the layers of a stack. The key of a
+    layer depends on its canonical path and number only: a scanned model and the same model
+    unrolled start from the same numbers. Jit it with `out_shardings=shardings(...)` and the
+    adapter is born sharded.
+
+    Args:
+      plan: path regex -> Method or Override; full match, the first rule wins.
+      key: a `jax.random` key.
+      params: the base's parameters; neither changed nor copied.
+
+    Returns:
+      The state; its trees mirror the base's nesting down to the kernel.
+
+    Raises:
+      ValueError: for a rule that matches nothing, or options that do not fit a kernel.
+      TypeError: for a base of shapes instead of arrays.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, jaxpeft as jp
+      >>> plan = {'w': jp.methods.lora(rank=2)}
+      >>> state = jp.init(plan, jax.random.key(0), {'w': jnp.ones((4, 6))})
+      >>> state.params['w']['a'].shape
+      (4, 2)
+    """
+    leaves = dict(paths.flatten(params))
+    trained, consts = {}, {}
+    for site in sites(plan, params):
+        if site.view is None:
+            stack = stack_of(site, None)
+            state = _init_site(site.method.init, stack, layer_keys(key, site.path, stack))
+        else:
+            w = leaves[site.path]
+            if isinstance(w, jax.ShapeDtypeStruct):
+                raise TypeError(
+                    f'{site.path} is a shape, not an array: load the weights first, or take the '
+                    "state's shapes: jax.eval_shape(functools.partial(jp.init, plan), key, params)"
+                )
+            stack = stack_of(site, w.shape)
+            keys = layer_keys(key, site.path, stack)
+            state = _init_site(site.method.init, stack, keys, site.view.to_matrices(w))
+        trained.update({f'{site.node}/{name}': v for name, v in state.params.items()})
+        consts.update({f'{site.node}/{name}': v for name, v in state.consts.items()})
+    return base.State(paths.nest(trained), paths.nest(consts))
+
+
+def merge(plan: Plan, state: base.State, params: base.Tree, dtype: Any = None) -> base.Tree:
+    """The plain model's parameters with the adapter folded in: `W' = weight(state, W)`.
+
+    Args:
+      plan: the plan that `state` was made with.
+      state: the adapter.
+      params: the base's parameters; left as they are, so that keeping them is the exact unmerge.
+      dtype: of the merged kernels. None means float32: rounding `W * (1 + d)` to bfloat16 loses
+        every `d` below 0.004.
+
+    Returns:
+      A tree of the base's structure, with new arrays only where the plan adapts. Differentiable in
+      `state.params`.
+
+    Raises:
+      ValueError: for a method that depends on its input, or an override: they have no weight.
+    """
+    leaves = dict(paths.flatten(params))
+    merged = dict(_boxed_leaves(params))
+    for site in sites(plan, params):
+        if site.view is None or site.method.weight is None:
+            raise ValueError(
+                f'{site.path}: {site.method.spec["name"]} depends on its input and has no merged '
+                'weight; call the model through jp.bind instead'
+            )
+        kernel = leaves[site.path]
+        w = site.view.to_matrices(kernel)
+        new = map_stack(
+            site.method.weight, stack_of(site, kernel.shape), site_state(state, site), w
+        )
+        merged[site.path] = new.reshape(kernel.shape).astype(dtype or jnp.float32)
+    return paths.nest(merged)
+
+
+def _boxed_leaves(tree: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
+    """As `paths.flatten`, but Flax's boxes stay as they are."""
+    found = []
+    for name, value in tree.items():
+        inner = isinstance(value, Mapping)
+        found += _boxed_leaves(value, f'{prefix}{name}/') if inner else [(prefix + name, value)]
+    return found
+
+
+def penalty(plan: Plan, state: base.State, params: base.Tree) -> base.Array:
+    """The sum of all the methods' penalties over all sites and layers: float32 scalar.
+
+    Add it once per update, and report it apart from the language-model loss.
+    """
+    leaves = dict(paths.flatten(params))
+    total = jnp.zeros((), jnp.float32)
+    for site in sites(plan, params):
+        one: Any = site.method.penalty
+        args: tuple[Any, ...] = (site_state(state, site),)
+        shape = None if site.view is None else leaves[site.path].shape
+        if site.view is not None:
+            args += (site.view.to_matrices(leaves[site.path]),)
+        if one is not base.no_penalty:
+            total += map_stack(one, stack_of(site, shape), *args).sum()
+    return total
