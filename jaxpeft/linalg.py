@@ -7,6 +7,8 @@ over a flat spectrum (Musco & Musco 2015, arXiv 1504.05477). Cost a matrix: `4 n
 blocks of `l` columns and depth `q`, against about `20 n^3` of a full SVD.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -81,15 +83,19 @@ def _block_krylov(w: Array, k: int, key: Array) -> Array:
 
 
 def _grow(w: Array, space: Array, width: int, depth: int) -> Array:
-    """Appends blocks `W^T W (last block)`, orthonormal to all before, to `depth` new ends."""
+    """Appends `depth - 1` blocks `W^T W (last block)` and makes the whole space orthonormal.
+
+    Where W has fewer ranks than the space has columns, or a steep spectrum, a block's tail is
+    rounding noise along the earlier blocks: only the QR of all columns at the end is orthonormal
+    then, and without it Ritz values exceed the largest singular value.
+    """
     for _ in range(depth - 1):
         block = _mul(
             _mul(w, space[:, -width:]).T, w
         ).T  # as rows: x.T @ w is 4 times w.T @ x on CPU
-        for _ in range(2):  # QR amplifies what the first projection leaves in a steep block's tail
-            block = jnp.linalg.qr(block - _mul(space, _mul(space.T, block)))[0]
-        space = jnp.concatenate([space, block], axis=1)
-    return space
+        block = block - _mul(space, _mul(space.T, block))
+        space = jnp.concatenate([space, jnp.linalg.qr(block)[0]], axis=1)
+    return jnp.linalg.qr(space)[0]
 
 
 def _values(ritz: Array, k: int) -> Array:
@@ -98,10 +104,34 @@ def _values(ritz: Array, k: int) -> Array:
     return jnp.linalg.svd(r, compute_uv=False)[:k]
 
 
-def gram_gap(a: Array) -> Array:
-    """`|a^T a - I|_F^2` of `a [n, r]`: how far its columns are from orthonormal; float32 scalar."""
-    gram = _mul(a.T, a)
-    return jnp.sum((gram - jnp.eye(a.shape[1], dtype=gram.dtype)) ** 2)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gram_gap(a: Array, axis: int = 0) -> Array:
+    """How far a factor is from orthonormal: `|G - I|_F^2` with the `[r, r]` Gram matrix G.
+
+    The gradient `4 a (G - I)` (or `4 (G - I) a`) is written out: autodiff's keeps three copies of
+    the factor, more than LoRA's whole step keeps for it.
+
+    Args:
+      a: `[n, r]` with axis 0, `[r, n]` with axis 1.
+      axis: the long axis, over which the Gram matrix contracts.
+
+    Returns:
+      A float32 scalar.
+    """
+    return jnp.sum(_gap(a, axis) ** 2)
+
+
+def _gap(a: Array, axis: int) -> Array:
+    gram = jax.lax.dot_general(a, a, (((axis,), (axis,)), ((), ())), precision=HIGHEST)
+    return gram - jnp.eye(gram.shape[0], dtype=gram.dtype)
+
+
+def _gram_gap_backward(axis: int, a: Array, ct: Array) -> tuple[Array]:
+    gap = _gap(a, axis)
+    return (4.0 * ct * (_mul(a, gap) if axis == 0 else _mul(gap, a)),)
+
+
+gram_gap.defvjp(lambda a, axis: (gram_gap(a, axis), a), _gram_gap_backward)
 
 
 def _mul(x: Array, y: Array) -> Array:

@@ -39,7 +39,7 @@ def hadamard_matmul(
     """`x @ (w * (one + scale * (a * gamma) @ b))`, float32.
 
     Args:
-      x: `[t, n]`, the dtype of `w`.
+      x: `[..., n]`, the dtype of `w`. It is saved as it came: q, k and v share one residual.
       w: `[n, m]`.
       a: `[n, r]` float32.
       b: `[r, m]` float32.
@@ -48,7 +48,7 @@ def hadamard_matmul(
       one: True for the whole layer, False for the update's branch alone.
 
     Returns:
-      `[t, m]`, accumulated and returned in float32.
+      `[..., m]`, accumulated and returned in float32.
     """
     weight = _weight(w, a, b, gamma, scale, one)
     return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
@@ -60,9 +60,9 @@ def _forward(x: Any, w: Any, a: Any, b: Any, gamma: Any, scale: float, one: bool
 
 def _backward(scale: float, one: bool, saved: Any, dy: Array) -> Any:
     x, w, a, b, gamma = saved
-    dy = dy.astype(
-        x.dtype
-    )  # the cotangent in the base's dtype: one matmul unit for all of the layer
+    shape = x.shape
+    # The cotangent takes the base's dtype: one kind of matmul for the whole layer.
+    x, dy = x.reshape(-1, x.shape[-1]), dy.astype(x.dtype).reshape(-1, dy.shape[-1])
     weight = _weight(w, a, b, gamma, scale, one)
     dx = jnp.matmul(dy, weight.T)
     outer = jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)  # M [n, m]
@@ -72,7 +72,7 @@ def _backward(scale: float, one: bool, saved: Any, dy: Array) -> Any:
     db = (a * gamma[None, :]).T @ g
     dgamma = jnp.einsum('nr,nr->r', a, gb)
     dw = outer * (delta(a, b, gamma, scale) + (1.0 if one else 0.0))
-    return dx, dw.astype(w.dtype), da, db, dgamma
+    return dx.reshape(shape), dw.astype(w.dtype), da, db, dgamma
 
 
 hadamard_matmul.defvjp(_forward, _backward)
@@ -100,13 +100,11 @@ def hadamard_apply(
       `[..., m]` in the dtype of `x @ w`.
     """
     dtype = jnp.result_type(x, w)
-    lead, n = x.shape[:-1], x.shape[-1]
-    flat = x.reshape(-1, n).astype(dtype)
-    w = w.astype(dtype)
+    x, w = x.astype(dtype), w.astype(dtype)
     if dropped is None and dtype == jnp.float32:
-        y = hadamard_matmul(flat, w, a, b, gamma, scale, True)
+        y = hadamard_matmul(x, w, a, b, gamma, scale, True)
     else:
-        branch = flat if dropped is None else dropped.reshape(-1, n).astype(dtype)
-        y = jnp.matmul(flat, w, preferred_element_type=jnp.float32)
+        branch = x if dropped is None else dropped.astype(dtype)
+        y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
         y += hadamard_matmul(branch, w, a, b, gamma, scale, False)
-    return y.astype(dtype).reshape(*lead, w.shape[-1])
+    return y.astype(dtype)

@@ -41,8 +41,8 @@ def shardings(plan: tree.Plan, state_shape: base.State, base_shardings: base.Tre
       >>> kernel = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp', None))
       >>> plan, params = {'w': jp.methods.lora(rank=2)}, {'w': jnp.ones((4, 6))}
       >>> shapes = jax.eval_shape(functools.partial(jp.init, plan), jax.random.key(0), params)
-      >>> jp.shardings(plan, shapes, {'w': kernel}).params['w']['a'].spec
-      PartitionSpec('fsdp', None)
+      >>> tuple(jp.shardings(plan, shapes, {'w': kernel}).params['w']['a'].spec)
+      ('fsdp', None)
     """
     known = dict(paths.flatten(base_shardings))
     probes = {pattern: _probe(rule) for pattern, rule in plan.items()}

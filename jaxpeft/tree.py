@@ -126,6 +126,11 @@ def map_stack(fn: Any, stack: tuple[int, ...], *args: base.Tree) -> base.Tree:
     return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), out)
 
 
+def _vmap_stack(fn: Any, axes: int) -> Any:
+    """`fn` over leading stack axes at once: a loop would copy its residuals for the gradient."""
+    return fn if axes == 0 else jax.vmap(_vmap_stack(fn, axes - 1))
+
+
 @partial(jax.jit, static_argnums=(0, 1))
 def _init_site(init_one: Any, stack: tuple[int, ...], *args: base.Array) -> base.State:
     return map_stack(init_one, stack, *args)
@@ -236,5 +241,5 @@ def penalty(plan: Plan, state: base.State, params: base.Tree) -> base.Array:
         if site.view is not None:
             args += (site.view.to_matrices(leaves[site.path]),)
         if one is not base.no_penalty:
-            total += map_stack(one, stack_of(site, shape), *args).sum()
+            total += _vmap_stack(one, len(stack_of(site, shape)))(*args).sum()
     return total

@@ -125,7 +125,7 @@ def knowhira(
     def penalty(state, w):
         del w
         a, b = factors.get(state, 'a'), factors.get(state, 'b')
-        gap_a, gap_b = linalg.gram_gap(a), linalg.gram_gap(b.T)
+        gap_a, gap_b = linalg.gram_gap(a, 0), linalg.gram_gap(b, 1)
         if ortho_mode == 'paper':
             return ortho_lambda * (gap_a + gap_b)
         return ortho_lambda * (0.5 * gap_a + 0.1 * gap_b) / rank**2

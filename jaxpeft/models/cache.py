@@ -1,0 +1,112 @@
+"""Key/value cache and the positions of a forward pass.
+
+A cache is a plain dict, so that it is a pytree and can be donated:
+`{'k', 'v': [L, B, S, Hkv, D], 'pos', 'seg': [B, S] int32, 'index': int32 scalar}`. Slots that were
+never written have segment 0 and are invisible. Rows share the index, so batches of prompts are
+LEFT-padded with segment 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxpeft.models.attention import Context
+from jaxpeft.models.config import ModelConfig
+
+Array = jax.Array
+Cache = dict[str, Array]
+
+
+def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any) -> Cache:
+    """An empty cache for `batch` rows of at most `length` tokens, padding included.
+
+    Raises:
+      ValueError: `length` exceeds the learned positions of a GPT-Neo.
+    """
+    if config.family == 'gpt_neo' and length > config.max_positions:
+        raise ValueError(
+            f'cache length must be at most max_positions={config.max_positions} of '
+            f'{config.name or "this model"}, got {length}: shorten the prompt or generate less'
+        )
+    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    return {
+        'k': jnp.zeros(shape, dtype),
+        'v': jnp.zeros(shape, dtype),
+        'pos': jnp.zeros((batch, length), jnp.int32),
+        'seg': jnp.zeros((batch, length), jnp.int32),
+        'index': jnp.zeros((), jnp.int32),
+    }
+
+
+def context(
+    tokens: Array, positions: Array | None, segment_ids: Array | None, cache: Cache | None
+) -> Context:
+    """Positions and segments of queries and keys; fills in the defaults.
+
+    Segments default to 1 everywhere. Positions count from 0 within each run of one segment; with a
+    cache the run goes on from the tokens of that segment that the cache already holds.
+
+    Raises:
+      ValueError: shapes disagree, or more tokens come than the cache has slots.
+    """
+    for name, value in (('positions', positions), ('segment_ids', segment_ids)):
+        if value is not None and value.shape != tokens.shape:
+            raise ValueError(
+                f'{name} must have the shape of tokens {tokens.shape}, got {value.shape}'
+            )
+    seg = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
+    if cache is None:
+        pos = run_positions(seg) if positions is None else positions
+        return Context(q_pos=pos, q_seg=seg, k_pos=pos, k_seg=seg)
+    if cache['pos'].shape[0] != tokens.shape[0] or tokens.shape[1] > cache['pos'].shape[1]:
+        raise ValueError(
+            f'the cache has room for tokens of shape {cache["pos"].shape}, got {tokens.shape}'
+        )
+    pos = _continue(seg, cache) if positions is None else positions
+    start = (0, cache['index'])
+    return Context(
+        q_pos=pos,
+        q_seg=seg,
+        k_pos=jax.lax.dynamic_update_slice(cache['pos'], pos, start),
+        k_seg=jax.lax.dynamic_update_slice(cache['seg'], seg, start),
+        slot=cache['index'],
+    )
+
+
+def run_positions(seg: Array) -> Array:
+    """[B, T] segments -> [B, T] int32: distance from the start of each run of equal segments."""
+    where = jnp.broadcast_to(jnp.arange(seg.shape[1], dtype=jnp.int32)[None, :], seg.shape)
+    first = jnp.ones_like(seg[:, :1], dtype=bool)
+    starts = jnp.concatenate([first, seg[:, 1:] != seg[:, :-1]], axis=1)
+    return where - jax.lax.cummax(jnp.where(starts, where, 0), axis=1)
+
+
+def _continue(seg: Array, cache: Cache) -> Array:
+    held = (seg[:, :, None] == cache['seg'][:, None, :]) & (cache['seg'] != 0)[:, None, :]
+    return run_positions(seg) + held.sum(axis=-1, dtype=jnp.int32)
+
+
+def append(cache: Cache, ctx: Context, k: Array, v: Array) -> Cache:
+    """The cache after a forward pass whose new keys and values are k, v: [L, B, T, Hkv, D].
+
+    One update of the whole stack, outside the layer scan, is in place when the cache is donated; a
+    scan that returned the updated layers would copy the cache for every token.
+    """
+    start = (0, 0, cache['index'], 0, 0)
+    return {
+        'k': jax.lax.dynamic_update_slice(cache['k'], k.astype(cache['k'].dtype), start),
+        'v': jax.lax.dynamic_update_slice(cache['v'], v.astype(cache['v'].dtype), start),
+        'pos': ctx.k_pos,
+        'seg': ctx.k_seg,
+        'index': cache['index'] + k.shape[2],
+    }
+
+
+def extend(layer: Array | None, new: Array, slot: Array | None) -> Array:
+    """One layer's keys or values: the cached [B, S, Hkv, D] with `new` [B, T, Hkv, D] at `slot`."""
+    if layer is None or slot is None:
+        return new
+    return jax.lax.dynamic_update_slice(layer, new.astype(layer.dtype), (0, slot, 0, 0))

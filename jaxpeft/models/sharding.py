@@ -1,0 +1,73 @@
+"""How a base model lies on a (data, fsdp, tensor) mesh: one table of regex rules over paths.
+
+Column-parallel kernels (their outputs split over `tensor`) feed row-parallel ones (their inputs
+split), so that a layer needs one sum over `tensor` for attention and one for the feed-forward;
+`fsdp` splits the other axis. Leading stack axes stay whole.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxpeft.models import names
+
+Tree = Any
+Axes = tuple[str | None, ...]
+
+# Full match on the path, first rule wins; the axes belong to the last dimensions.
+RULES: tuple[tuple[str, Axes], ...] = (
+    (r'.*/(q_proj|k_proj|v_proj|gate_proj|up_proj|c_fc)/kernel', ('fsdp', 'tensor')),
+    (r'.*/(o_proj|out_proj|down_proj|c_proj)/kernel', ('tensor', 'fsdp')),
+    (r'(.*/)?lm_head/kernel', ('fsdp', 'tensor')),
+    (r'.*/embedding', ('tensor', 'fsdp')),
+    (r'.*', ()),
+)
+
+
+def base_shardings(params_shape: Tree, mesh: Mesh) -> Tree:
+    """The NamedSharding of every parameter.
+
+    Args:
+      params_shape: parameters, or their jax.ShapeDtypeStruct; scanned or unrolled.
+      mesh: with any of the axes 'data', 'fsdp', 'tensor'; one that is absent, or that does not
+        divide a dimension, leaves that dimension whole.
+
+    Raises:
+      ValueError: an axis of the mesh is not of AxisType.Auto (jax.make_mesh makes explicit ones).
+
+    Example:
+      >>> import jax
+      >>> auto = (jax.sharding.AxisType.Auto,) * 3
+      >>> mesh = jax.make_mesh((1, 4, 2), ('data', 'fsdp', 'tensor'), axis_types=auto)
+      >>> shapes = {'lm_head': {'kernel': jax.ShapeDtypeStruct((64, 512), 'float32')}}
+      >>> tuple(base_shardings(shapes, mesh)['lm_head']['kernel'].spec)
+      ('fsdp', 'tensor')
+    """
+    if any(kind != AxisType.Auto for kind in mesh.axis_types):
+        raise ValueError(
+            'the mesh must have axes of AxisType.Auto: the models leave the placing of what they '
+            f'compute to the compiler; got {mesh.axis_types}'
+        )
+    out = {
+        path: NamedSharding(mesh, _spec('/'.join(path), tuple(leaf.shape), mesh))
+        for path, leaf in names.flatten(params_shape)
+    }
+    return names.unflatten(out)
+
+
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    axes = next(axes for pattern, axes in RULES if re.fullmatch(pattern, path))
+    if not axes:
+        return PartitionSpec()
+    lead = (None,) * (len(shape) - len(axes))
+    kept = [_fits(axis, size, mesh) for axis, size in zip(axes, shape[len(lead) :], strict=True)]
+    return PartitionSpec(*lead, *kept)
+
+
+def _fits(axis: str | None, size: int, mesh: Mesh) -> str | None:
+    if axis is None or axis not in mesh.axis_names:
+        return None
+    return axis if size % mesh.shape[axis] == 0 else None

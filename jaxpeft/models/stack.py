@@ -1,0 +1,89 @@
+"""Running the layers of a model: as one scan over stacked parameters, or unrolled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxpeft.models.attention import Context, LayerInputs
+from jaxpeft.models.cache import Cache
+from jaxpeft.models.config import ModelConfig
+
+Array = jax.Array
+# A window that no position reaches: global attention in a scan that also has local layers.
+GLOBAL = 2**30
+
+POLICIES: dict[str, Callable[..., Any]] = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_saveable,
+    'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+class Unrolled(nn.Module):
+    """The same layers one after the other, each with parameters of its own under its number."""
+
+    block: type[nn.Module]
+    config: ModelConfig
+    kwargs: Any
+
+    @nn.compact
+    def __call__(self, x: Array, layers: LayerInputs, ctx: Context):
+        out = []
+        for i in range(self.config.num_layers):
+            # Static windows: a global layer of the unrolled form needs no comparison at all.
+            here = LayerInputs(self.config.windows[i], *(_at(a, i) for a in layers[1:]))
+            x, new = self.block(self.config, **self.kwargs, name=str(i))(x, here, ctx)
+            out.append(new)
+        new = jax.tree.map(lambda *a: jnp.stack(a), *out)
+        return x, new
+
+
+def _at(a: Array | None, i: int) -> Array | None:
+    return None if a is None else a[i]
+
+
+def make_layers(
+    block: type[nn.Module], config: ModelConfig, *, scan: bool, remat: str | None, **kwargs: Any
+) -> nn.Module:
+    """The module that runs all layers.
+
+    Its call is `(x, LayerInputs, Context) -> (x, (k, v) or None)`.
+
+    Args:
+      block: one layer; its constructor takes (config, **kwargs).
+      scan: one `nn.scan` (compiles once, parameters stacked on axis 0) or unrolled.
+      remat: None keeps all activations; 'full' keeps each layer's input only; 'dots' keeps the
+        results of matrix multiplications; 'dots_no_batch' keeps those of the linears but not of
+        attention.
+
+    Raises:
+      ValueError: an unknown remat policy.
+    """
+    if remat is not None:
+        if remat not in POLICIES:
+            raise ValueError(f'remat must be None or one of {sorted(POLICIES)}, got {remat!r}')
+        # Under a scan the loop itself already keeps XLA from merging the recomputation away.
+        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=not scan)
+    if not scan:
+        return Unrolled(block, config, kwargs)
+    scanned = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=(0, nn.broadcast),
+        length=config.num_layers,
+    )
+    return scanned(config, **kwargs)
+
+
+def layer_inputs(config: ModelConfig, cache: Cache | None) -> LayerInputs:
+    """Per-layer inputs with a leading layer axis."""
+    window = None
+    if any(w is not None for w in config.windows):
+        window = jnp.array([GLOBAL if w is None else w for w in config.windows], jnp.int32)
+    return LayerInputs(window, *((None, None) if cache is None else (cache['k'], cache['v'])))
