@@ -49,7 +49,7 @@ def test_gradients_by_finite_differences(key):
 
 def test_small_deltas_survive_a_bfloat16_base(key):
     """d about 1e-3 is lost in bf16(1 + d); the branch keeps its effect to bfloat16's 8 bits."""
-    x, w, a, b, gamma = _inputs(key, jnp.bfloat16, size=0.02)
+    _, w, a, b, gamma = _inputs(key, jnp.bfloat16, size=0.02)
     d = ops.delta(a, b, gamma, 0.6)
     assert float(jnp.abs(d).max()) < 0.004
     lost = (1.0 + d).astype(jnp.bfloat16) == 1.0

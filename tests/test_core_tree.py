@@ -78,7 +78,7 @@ def test_rules_match_whole_paths_first_wins_and_idle_rules_are_errors(params, ke
         ValueError, match=r"'q_proj/kernel' matches nothing .full match.; nearest: .*q_proj"
     ):
         jp.init({'q_proj/kernel': LORA}, key, params)
-    with pytest.raises(ValueError, match=r'up_proj/bias: .*|two axes'):
+    with pytest.raises(ValueError, match=r'up_proj/bias: a kernel has at least two axes'):
         jp.init({r'.*': LORA}, key, {'up_proj': {'bias': jnp.ones(3)}})
     with pytest.raises(TypeError, match='Method or an Override'):
         jp.init({'lm_head/kernel': jp.methods.lora}, key, params)
@@ -86,7 +86,7 @@ def test_rules_match_whole_paths_first_wins_and_idle_rules_are_errors(params, ke
 
 @pytest.mark.parametrize('pattern', ['l (h d', '(h d)', 'i i', '(l k) i o'])
 def test_a_bad_view_is_an_error(pattern):
-    with pytest.raises(ValueError, match='view|axis'):
+    with pytest.raises(ValueError, match=r'view|axis'):
         jp.on(LORA, pattern)
 
 
@@ -103,15 +103,11 @@ def test_same_key_same_state_scanned_or_not_and_layers_differ(params, key):
     for i in range(2):
         layer = jax.tree.map(lambda p, i=i: p[i], scanned.params['model']['layers'])
         assert toys.worst(layer, loop.params['model']['layers'][str(i)]) <= 1e-6
-    a = [
-        leaf
-        for path, leaf in jp.paths.flatten(
-            jp.init({jp.targets(params, ['q_proj', 'o_proj']): LORA}, key, params).params
-        )
-        if path.endswith('/a')
-    ]  # noqa: E501
-    assert abs(float(a[0][0, 0, 0] - a[0][1, 0, 0])) > 1e-4
-    assert abs(float(a[0][0, 0, 0] - a[1][0, 0, 0])) > 1e-4
+    one = jp.init({jp.targets(params, ['q_proj', 'o_proj']): LORA}, key, params)
+    attention = one.params['model']['layers']['self_attn']
+    q, o = attention['q_proj']['kernel']['a'], attention['o_proj']['kernel']['a']
+    assert abs(float(q[0, 0, 0] - q[1, 0, 0])) > 1e-4
+    assert abs(float(q[0, 0, 0] - o[0, 0, 0])) > 1e-4
 
 
 def test_shapes_instead_of_weights_are_refused(params, key):
@@ -218,12 +214,9 @@ def test_another_base_is_refused(params, key, tmp_path):
     jp.save_adapter(tmp_path / 'a', plan, jp.init(plan, key, params), params, base_name='mine')
     with pytest.raises(ValueError, match=r"checksums of .*q_proj/kernel differ[\s\S]*'mine'"):
         jp.load_adapter(tmp_path / 'a', jax.tree.map(lambda p: p + 1, params))
-    with pytest.raises(ValueError, match='kernel of .*q_proj/kernel differ'):
-        jp.load_adapter(
-            tmp_path / 'a',
-            jax.tree.map(lambda p: jnp.zeros((*p.shape, 2))[..., 0].repeat(2, -1), params),
-        )  # noqa: E501
-    with pytest.raises((ValueError, FileNotFoundError), match='matches nothing|does not have'):
+    with pytest.raises(ValueError, match=r'kernel of .*q_proj/kernel differ'):
+        jp.load_adapter(tmp_path / 'a', jax.tree.map(lambda p: p.repeat(2, -1), params))
+    with pytest.raises(ValueError, match='matches nothing'):
         jp.load_adapter(tmp_path / 'a', {'lm_head': params['lm_head']})
     with pytest.raises(FileNotFoundError, match=r'no adapter\.json'):
         jp.load_adapter(tmp_path, params)
