@@ -1,0 +1,133 @@
+"""Beam search, with the rules of transformers' generate (num_beams, early_stopping=False).
+
+Every row keeps K running beams and K finished ones. A step looks at the 2K best continuations of
+all beams: those among the best K that end are offered to the finished list, at
+
+    score = log-probability / length^penalty
+
+and the best K that do not end run on. A row is settled when all K finished beams are there and the
+best running beam, scored at its present length, is no better than the worst of them.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eval.prefill import Cache, prefill, spread, step, used
+
+_NEVER = -1e9  # a score that no sequence reaches, finite so that sums of it compare
+
+
+class Beams(NamedTuple):
+    """K running and K finished beams of B rows, the finished ones best first.
+
+    tokens, done_tokens: int32 [B, K, N]. scores, done_scores: float32 [B, K]. done: bool [B, K],
+    which finished slots are filled. open: bool [B], rows that may still get better.
+    """
+
+    tokens: jax.Array
+    scores: jax.Array
+    done_tokens: jax.Array
+    done_scores: jax.Array
+    done: jax.Array
+    open: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=('forward', 'model', 'beams', 'new_tokens', 'penalty'))
+def search(
+    forward, model, state, params, prefix, tokens, lengths, *, beams, new_tokens, eos, penalty=1.0
+):
+    """The best sequence of each row.
+
+    Args:
+      forward: static, see `eval.decode.generate`.
+      model: static.
+      state: adapter.
+      params: base.
+      prefix: cache of the tokens that all rows begin with, or None.
+      tokens: int32 [B, T], left-padded.
+      lengths: int32 [B].
+      beams: static K.
+      new_tokens: static N.
+      eos: int32, the end token.
+      penalty: static exponent of the length.
+
+    Returns:
+      int32 [B, N], `eos` at the end of a row and after it.
+    """
+    run = functools.partial(forward, state, {'params': params})
+    extend = functools.partial(_extend, eos=eos, penalty=penalty)
+    logits, cache, start = prefill(run, model, prefix, tokens, lengths, new_tokens - 1)
+    prompt = used(prefix) + tokens.shape[1]
+    cache, start = spread(cache, beams), jnp.repeat(start, beams)
+    first, _ = extend(
+        0, jnp.repeat(logits, beams, axis=0), _empty(len(tokens), beams, new_tokens, eos)
+    )
+
+    def going(carry):
+        at, _, found = carry
+        return (at < new_tokens) & jnp.any(found.open)
+
+    def body(carry):
+        at, cache, found = carry
+        last = jax.lax.dynamic_index_in_dim(found.tokens, at - 1, axis=2, keepdims=False)
+        logits, cache = step(run, cache, last.reshape(-1), start + at - 1)
+        found, source = extend(at, logits, found)
+        return at + 1, _reorder(cache, source, prompt), found
+
+    _, _, found = jax.lax.while_loop(going, body, (jnp.int32(1), cache, first))
+    return found.done_tokens[:, 0]
+
+
+def _empty(rows: int, beams: int, new_tokens: int, eos: jax.Array) -> Beams:
+    """Before the first token: one live beam a row, so that the first step spreads."""
+    blank = jnp.full((rows, beams, new_tokens), eos, jnp.int32)
+    never = jnp.full((rows, beams), _NEVER)
+    nothing = jnp.zeros((rows, beams), bool)
+    return Beams(blank, never.at[:, 0].set(0.0), blank, never, nothing, jnp.ones(rows, bool))
+
+
+def _extend(at, logits: jax.Array, found: Beams, *, eos: jax.Array, penalty: float):
+    """Every beam's token number `at`: (Beams, the beam each running beam came from [B, K])."""
+    B, K, N = found.tokens.shape
+    vocab = logits.shape[-1]
+    logp = jax.nn.log_softmax(logits).reshape(B, K, vocab) + found.scores[:, :, None]
+    scores, flat = jax.lax.top_k(logp.reshape(B, K * vocab), 2 * K)  # [B, 2K]
+    source, token = flat // vocab, (flat % vocab).astype(jnp.int32)
+    tokens = _take(found.tokens, source).at[:, :, at].set(token)
+    length = jnp.float32(at + 1)
+    ends = (token == eos) | (at + 1 == N)
+    among_best = jnp.arange(2 * K)[None, :] < K
+
+    offered = jnp.where(ends & among_best & found.open[:, None], scores / length**penalty, _NEVER)
+    merged = jnp.concatenate([found.done_scores, offered], axis=1)
+    done_scores, best = jax.lax.top_k(merged, K)
+    done_tokens = _take(jnp.concatenate([found.done_tokens, tokens], axis=1), best)
+    done = done_scores > _NEVER
+
+    running, on = jax.lax.top_k(jnp.where(ends, scores + _NEVER, scores), K)
+    settled = done.all(axis=1) & (running[:, 0] / length**penalty <= done_scores.min(axis=1))
+    after = Beams(_take(tokens, on), running, done_tokens, done_scores, done, found.open & ~settled)
+    return after, _take(source, on)
+
+
+def _take(values: jax.Array, index: jax.Array) -> jax.Array:
+    """values [B, M, ...] by index [B, K] along axis 1."""
+    return jax.vmap(lambda v, i: v[i])(values, index)
+
+
+def _reorder(cache: Cache, source: jax.Array, prompt: int) -> Cache:
+    """Each running beam gets the generated keys and values of the beam it came from.
+
+    The first `prompt` slots are the same for all beams of a row, as are positions and
+    segments, so that they stay where they are.
+    """
+    B, K = source.shape
+    rows = (jnp.arange(B)[:, None] * K + source).reshape(-1)
+    moved = {
+        name: cache[name].at[:, :, prompt:].set(cache[name][:, rows, prompt:])
+        for name in ('k', 'v')
+    }
+    return {**cache, **moved}

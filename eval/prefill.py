@@ -1,0 +1,103 @@
+"""The first pass over a batch of prompts, which greedy, sampled, beam and scoring all share.
+
+The tokens that all prompts of an evaluation begin with run once, for one row (`prefix_cache`);
+every batch starts from copies of their keys and values (`prefill`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Cache = dict[str, jax.Array]
+_ROW_AXIS = {'k': 1, 'v': 1, 'pos': 0, 'seg': 0}  # of a cache's leaves; the slots come next
+
+
+@functools.partial(jax.jit, static_argnames=('forward', 'model'))
+def _prefix(forward, model, state, params, tokens):
+    P = tokens.shape[0]
+    cache = model.init_cache(1, P)
+    _, cache = forward(
+        state,
+        {'params': params},
+        tokens[None, :],
+        positions=jnp.arange(P, dtype=jnp.int32)[None, :],
+        segment_ids=jnp.ones((1, P), jnp.int32),
+        cache=cache,
+        select=jnp.zeros(1, jnp.int32),  # no logits are needed: one position is the least
+    )
+    return cache
+
+
+def prefix_cache(forward: Callable, model: Any, state, params, tokens: np.ndarray) -> Cache | None:
+    """The cache of one row that has read `tokens` int32 [P]; None when P is 0."""
+    return _prefix(forward, model, state, params, tokens) if len(tokens) else None
+
+
+def prefill(run: Callable, model: Any, prefix: Cache | None, tokens, lengths, spare: int):
+    """Runs the prompts and leaves room in the cache for `spare` more tokens a row.
+
+    Positions go on from the prefix. The rows' padding lies between the prefix and their own tokens,
+    which is harmless: attention goes by segment and position, not by slot.
+
+    Args:
+      run: `forward` with its state and variables bound; called as the models are.
+      model: has `init_cache(batch, length)`.
+      prefix: what `prefix_cache` gave, of P tokens.
+      tokens: int32 [B, T], left-padded, without the prefix.
+      lengths: int32 [B], real tokens in each row of `tokens`.
+      spare: cache slots for what follows.
+
+    Returns:
+      (logits float32 [B, V] of what follows each prompt, cache, int32 [B] the next position).
+    """
+    (B, T), P = tokens.shape, used(prefix)
+    cache = model.init_cache(B, P + T + spare)
+    if prefix is not None:
+        cache = {name: _insert(name, leaf, prefix[name]) for name, leaf in cache.items()}
+    pads = (T - lengths)[:, None]
+    slots = jnp.arange(T, dtype=jnp.int32)[None, :]
+    logits, cache = run(
+        tokens,
+        positions=jnp.where(slots >= pads, P + slots - pads, 0),
+        segment_ids=(slots >= pads).astype(jnp.int32),
+        cache=cache,
+        select=jnp.arange(B, dtype=jnp.int32) * T + T - 1,
+    )
+    return logits, cache, P + lengths
+
+
+def used(cache: Cache | None) -> int:
+    """Slots of a cache."""
+    return 0 if cache is None else cache['pos'].shape[1]
+
+
+def _insert(name: str, leaf: jax.Array, prefix: jax.Array) -> jax.Array:
+    """A leaf whose first slots are the prefix's, in every row."""
+    if name not in _ROW_AXIS:
+        return prefix
+    axis = _ROW_AXIS[name]
+    rows = jnp.repeat(prefix, leaf.shape[axis], axis=axis)
+    return jax.lax.dynamic_update_slice_in_dim(leaf, rows, 0, axis=axis + 1)
+
+
+def spread(cache: Cache, times: int) -> Cache:
+    """Repeats every row of a cache `times` times, a row's copies side by side."""
+    return {
+        name: jnp.repeat(leaf, times, axis=_ROW_AXIS[name]) if name in _ROW_AXIS else leaf
+        for name, leaf in cache.items()
+    }
+
+
+def step(run: Callable, cache: Cache, token: jax.Array, position: jax.Array):
+    """One token a row: ([B, V] logits, cache)."""
+    return run(
+        token[:, None],
+        positions=position[:, None],
+        segment_ids=jnp.ones((token.shape[0], 1), jnp.int32),
+        cache=cache,
+        select=jnp.arange(token.shape[0], dtype=jnp.int32),
+    )

@@ -1,0 +1,156 @@
+"""`train.run` as a stranger uses it: one command, its files, and what wrong commands are told."""
+
+import gzip
+import json
+import pathlib
+import re
+
+import pytest
+
+from tests import train_tiny
+from train import run
+
+LABELS = ('true', 'false')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+    with train_tiny.compiled_once():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_cache_of_the_user(monkeypatch):
+    monkeypatch.setattr(run.cache, 'enable', lambda: None)  # tests keep to the folder of theirs
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    folder = train_tiny.write_all(tmp_path_factory.mktemp('tiny'))
+    with gzip.open(folder / 'boolq.test.jsonl.gz', 'wt') as out:
+        for i in range(8):
+            answer = LABELS[i % 3 == 0]
+            row = {
+                'instruction': 'please answer : cat is red\n\nAnswer format: true/false',
+                'input': '',
+                'output': f'the correct answer is {answer}',
+                'answer': answer,
+                'task': 'boolq',
+                'row': i,
+            }
+            print(json.dumps(row), file=out)
+    return folder
+
+
+def refused(capsys, *argv):
+    """The message of a command that must end with exit code 2 and no traceback."""
+    capsys.readouterr()
+    assert run.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith('error: ')
+    assert 'Traceback' not in err
+    return err
+
+
+def flags(tiny, tmp_path, *more):
+    return train_tiny.flags(tiny, f'--run_dir={tmp_path / "run"}', '--mesh=1,1,1', *more)
+
+
+def test_one_command_trains_evaluates_before_and_after_and_reports(
+    tiny, tmp_path, capsys, monkeypatch
+):
+    more = (
+        '--eval_tasks=boolq',
+        f'--data_dir={tiny}',
+        '--eval_decodings=loglik',
+        f'--out={tmp_path / "figures.json"}',
+    )
+    argv = flags(tiny, tmp_path, *more)
+    assert run.main(argv) == 0
+    text, folder = capsys.readouterr().out, tmp_path / 'run'
+    assert 'transformer/h/attn/attention/q_proj/kernel' in text  # what was adapted
+    assert f'{folder}/results.json' in text
+    assert max(map(len, text.splitlines())) <= 100 or str(folder) in text
+
+    results = json.loads((folder / 'results.json').read_text())
+    assert set(results) == {'config', 'versions', 'train', 'before', 'after'}
+    assert results['config'] == json.loads((folder / 'config.json').read_text())
+    assert results['config']['method_options']['rank'] == 4
+    assert results['train']['steps'] == 6
+    assert results['train']['trainable'] == 2 * 2 * (4 * (32 + 32) + 4)
+    assert results['train']['seconds'] > 0
+    assert results['train']['tokens_per_second'] > 0
+    for moment in ('before', 'after'):
+        assert set(results[moment]) == {'loglik'}
+        for found in results[moment].values():
+            one = found['tasks']['boolq']
+            assert one['n'] == 8
+            assert one['majority'] == 0.625
+            assert {'accuracy', 'interval', 'parsable', 'histogram'} <= set(one)
+            assert 'mean' in found
+    assert json.loads((tmp_path / 'figures.json').read_text()) == results
+    for name in ('metrics.jsonl', 'adapter/adapter.json', 'report.md', 'before.json'):
+        assert (folder / name).exists(), name
+    assert 'boolq' in text
+    assert 'majority' in text
+
+    assert run.main(argv) == 0  # finished: shows the same, does nothing
+    again = capsys.readouterr().out
+    assert 'finished' in again
+    assert 'boolq' in again
+
+    # Cut after training: the second start neither trains nor repeats the evaluation before.
+    (folder / 'results.json').unlink()
+    kept = json.loads((folder / 'before.json').read_text())
+    kept['loglik']['mark'] = 1
+    (folder / 'before.json').write_text(json.dumps(kept))
+    assert run.main(argv) == 0
+    once_more = json.loads((folder / 'results.json').read_text())
+    assert once_more['before']['loglik'].pop('mark') == 1
+    once_more['train']['seconds'] = results['train']['seconds']
+    assert once_more == results
+
+    other = [*flags(tiny, tmp_path, *more), '--lr=1e-3']
+    assert 'lr is 0.01 there, 0.001 here' in refused(capsys, *other)
+    other[other.index(f'--run_dir={tmp_path / "run"}')] = f'--run_dir={tmp_path / "new"}'
+    assert '--out' in refused(capsys, *other)
+
+
+def test_wrong_commands_are_told_what_to_do(tiny, tmp_path, capsys):
+    def told(*more):
+        return refused(capsys, *flags(tiny, tmp_path, *more))
+
+    assert 'knowhira' in told('--method=knowhria')
+    assert 'nearest: q_proj' in told('--target_modules=q_prj')
+    assert 'no preset' in told('--preset=embeded')
+    assert 'needs 16 devices, but 8' in told('--mesh=16,1,1')
+    empty = tmp_path / 'empty.jsonl'
+    empty.write_text('')
+    assert 'empty.jsonl' in told(f'--dataset={empty}')
+    assert 'nothere' in told(f'--model_name={tmp_path / "nothere"}')
+    assert 'nothere.jsonl' in told(f'--dataset={tmp_path / "nothere.jsonl"}')
+    assert 'leave nothing to train on' in told('--val_size=500')
+    assert 'boolq' in told('--eval_tasks=bolq')
+    assert 'remat' in told('--remat=all')
+    assert 'loglik' in told('--eval_tasks=boolq', f'--data_dir={tiny}', '--eval_decodings=logik')
+    assert 'rank' in told('--r_ab=64')
+
+
+def test_traceback_shows_all_and_defects_are_never_hidden(tiny, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match='no method is called'):
+        run.main(flags(tiny, tmp_path, '--method=nothing', '--traceback'))
+
+    def defect(*args, **kwargs):
+        return json.loads('{')  # a ValueError, but of a library that we called wrongly
+
+    monkeypatch.setattr(run.model, 'setup', defect)
+    with pytest.raises(ValueError, match='Expecting property name'):
+        run.main(flags(tiny, tmp_path))
+
+
+def test_run_is_short_and_the_only_one_to_import_eval():
+    folder = pathlib.Path(run.__file__).parent
+    assert len((folder / 'run.py').read_text().splitlines()) <= 80
+    for path in folder.rglob('*.py'):
+        imports = re.search(r'^\s*(from|import) eval\b', path.read_text(), re.MULTILINE)
+        assert not imports or path.name == 'run.py', path

@@ -1,0 +1,105 @@
+"""Facts as (thing, relation, value), read from the tables, and the split of the things.
+
+A fact's id is `name/relation`. The split is by thing, not by fact: a question of the train set and
+one of the test set have no thing in common, neither asked about nor offered as a choice. What
+the base knows of a test thing it knows from its own pretraining text and from nowhere else.
+"""
+
+import functools
+import random
+from typing import NamedTuple
+
+from train.embedded.tables import KINDS
+
+RELATIONS = ('kind', 'colour', 'place', 'act')
+ANIMALS = ('bird', 'fish', 'insect', 'mammal')
+HABITS = (*ANIMALS, 'plant')
+MANNERS = ('good', 'creature', 'worker')
+SPLITS = ('train', 'validation', 'test')
+TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1
+
+
+class Thing(NamedTuple):
+    """One line of the tables; a worker has no colour; `mass` drops the article."""
+
+    name: str
+    kind: str
+    colour: str
+    place: str
+    act: str
+    mass: bool
+
+
+@functools.cache
+def things() -> tuple[Thing, ...]:
+    """Returns every thing in the order of the tables."""
+    found = []
+    for kind, table in KINDS.items():
+        for line in table.strip().splitlines():
+            name, *values = (cell.strip() for cell in line.split('|'))
+            colour, place, act = ('' if value == '-' else value for value in values)
+            mass = name.endswith('~')
+            found.append(Thing(name.rstrip('~'), kind, colour, place, act, mass))
+    return tuple(found)
+
+
+@functools.cache
+def split(seed: int = 0) -> dict[str, tuple[Thing, ...]]:
+    """Deals the things of every kind to train, validation and test (about 50, 10 and 40 %)."""
+    rng = random.Random(seed)
+    dealt: dict[str, list[Thing]] = {name: [] for name in SPLITS}
+    for kind in KINDS:
+        group = [thing for thing in things() if thing.kind == kind]
+        rng.shuffle(group)
+        test = round(TEST_SHARE * len(group))
+        validation = max(1, round(VALIDATION_SHARE * len(group)))
+        dealt['test'] += group[:test]
+        dealt['validation'] += group[test : test + validation]
+        dealt['train'] += group[test + validation :]
+    return {name: tuple(group) for name, group in dealt.items()}
+
+
+def value(thing: Thing, relation: str) -> str:
+    """Returns the value of a relation, '' where the thing has none."""
+    return getattr(thing, relation)
+
+
+def manner(thing: Thing) -> str:
+    """Returns how one speaks of the thing: a good is used, a creature likes, a worker has a job."""
+    if thing.kind == 'worker':
+        return 'worker'
+    return 'creature' if thing.kind in HABITS else 'good'
+
+
+def fact_id(thing: Thing, relation: str) -> str:
+    """Returns the id kept beside each question, e.g. `apple/kind`."""
+    return f'{thing.name}/{relation}'
+
+
+def article(word: str) -> str:
+    """Prefixes the indefinite article: 'a car', 'an oven'."""
+    return f'{"an" if word[0] in "aeiou" else "a"} {word}'
+
+
+def one(thing: Thing) -> str:
+    """Returns the thing with its indefinite article: 'an apple', 'milk'."""
+    return thing.name if thing.mass else article(thing.name)
+
+
+def kind_phrase(kind: str) -> str:
+    """Returns the kind as it stands after 'is': 'a fruit', 'furniture'."""
+    return kind if kind == 'furniture' else article(kind)
+
+
+def predicate(thing: Thing, relation: str, said: str) -> str:
+    """Returns a predicate that says `said` of the thing's relation, e.g. 'lives in the garden'."""
+    if relation == 'kind':
+        return f'is {kind_phrase(said)}'
+    if relation == 'place':
+        verb = {'worker': 'works in'}.get(thing.kind, 'lives in' if thing.kind in ANIMALS else '')
+        return f'{verb or "is found in"} the {said}'
+    if relation == 'act':
+        if thing.kind == 'worker':
+            return f'has the job to {said}'
+        return f'likes to {said}' if thing.kind in HABITS else f'is used to {said}'
+    return f'is {said}'

@@ -1,0 +1,132 @@
+"""From the data set's name to batches on the devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from train import data
+from train import mesh as meshes
+from train.batching import Batcher
+from train.config import Config
+
+HOST = ('rows',)  # what stays behind: dataset row numbers, for messages
+
+
+class Fed(NamedTuple):
+    """One update's batch.
+
+    Attributes:
+      arrays: on the devices, micro-batches in front.
+      rows: numbers of the data set's rows [G, batch].
+      tokens, examples: how many there are, padding left out.
+    """
+
+    arrays: dict[str, jax.Array]
+    rows: np.ndarray
+    tokens: int
+    examples: int
+
+
+class Feed(NamedTuple):
+    """The data of a run.
+
+    Attributes:
+      batcher: position in the data as a function of the step.
+      mesh: where batches go.
+      validation: the held-out batches, on the devices.
+      steps: updates in the run.
+    """
+
+    batcher: Batcher
+    mesh: Mesh
+    validation: list[dict[str, jax.Array]]
+    steps: int
+
+    def at(self, step: int) -> Fed | None:
+        """The batch of the update that follows `step` updates; None at the end of the run."""
+        if step >= self.steps:
+            return None
+        batch = self.batcher.at(step)
+        arrays = {name: x for name, x in batch.items() if name not in HOST}
+        return Fed(
+            arrays=meshes.put(self.mesh, arrays, axis=1),
+            rows=batch['rows'],
+            tokens=int((batch['segment_ids'] != 0).sum()),
+            examples=int((batch['rows'] >= 0).sum()),
+        )
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a pass over the rows ends with update number `step` (counted from 1)."""
+        rows, update = len(self.batcher.examples), self.batcher.update
+        return step * update // rows > (step - 1) * update // rows
+
+
+def make(config: Config, tokenizer: Any, mesh: Mesh, say: Callable[[str], None] = print) -> Feed:
+    """Loads, encodes and splits the data set, and chooses the run's fixed shapes.
+
+    Raises:
+      ValueError: for a model without a tokenizer, or whatever is wrong with the data.
+      FileNotFoundError: for a data set that is not there.
+    """
+    if tokenizer is None:
+        raise ValueError(
+            f'{config.model.model_name} has no tokenizer files, and --dataset holds text; put '
+            "tokenizer.json and tokenizer_config.json beside the model's config.json"
+        )
+    rows = data.load(
+        config.data.dataset,
+        'train',
+        config.data.data_dir or None,
+        config.data.skip_bad_rows,
+        report=say,
+    )
+    examples = data.encode(
+        rows,
+        tokenizer,
+        max_length=config.data.max_length,
+        style=config.data.template,
+        train_on_inputs=config.data.train_on_inputs,
+    )
+    found = from_examples(config, examples, mesh)
+    say(describe(found))
+    return found
+
+
+def describe(feed: Feed) -> str:
+    """One line on the amount of data and how it is batched."""
+    batcher = feed.batcher
+    shape = batcher.shape
+    return (
+        f'{len(batcher.examples):,} rows to train on; {feed.steps:,} updates of {batcher.update} '
+        f'examples in micro-batches of {shape.rows} x {shape.width} tokens, '
+        f'{100 * batcher.occupancy:.0f} % of them used'
+    )
+
+
+def from_examples(config: Config, examples: list, mesh: Mesh) -> Feed:
+    """The same from encoded examples."""
+    seed, optim = config.optim.seed, config.optim
+    training, held = data.split(examples, config.data.val_size, seed)
+    shared: dict[str, Any] = {
+        'packing': config.data.packing,
+        'max_length': config.data.max_length,
+        'row_multiple': meshes.row_multiple(mesh),
+    }
+    batcher = Batcher(
+        training,
+        optim.batch,
+        seed,
+        grad_acc=optim.grad_acc,
+        epochs=optim.epoch,
+        steps=optim.max_steps or None,
+        **shared,
+    )
+    validation = []
+    if held and config.validation.eval_strategy != 'no':
+        for batch in Batcher(held, min(optim.batch, len(held)), seed, **shared).eval_batches():
+            arrays = {name: x for name, x in batch.items() if name not in HOST}
+            validation.append(meshes.put(mesh, arrays, axis=0))
+    return Feed(batcher, mesh, validation, batcher.steps)

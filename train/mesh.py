@@ -1,0 +1,75 @@
+"""The device mesh (data, fsdp, tensor), and where a batch lies on it.
+
+Rows of a batch are split over data and fsdp; the base's kernels over fsdp and tensor
+(`jaxpeft.models.base_shardings`); the adapter follows the kernels (`jaxpeft.shardings`).
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'fsdp', 'tensor')
+ROWS = ('data', 'fsdp')
+
+
+def make(text: str) -> Mesh:
+    """'2,2,2' or '-1,1,1' -> a mesh of this machine's devices; -1 takes all that are left.
+
+    Raises:
+      ValueError: for text of another form, or more devices than there are.
+
+    Example:
+      >>> make('1,1,1').shape['data']
+      1
+    """
+    devices = jax.devices()
+    try:
+        sizes = [int(part) for part in text.split(',')]
+    except ValueError:
+        sizes = []
+    if len(sizes) != 3 or sizes.count(-1) > 1 or any(n < 1 and n != -1 for n in sizes):
+        raise ValueError(
+            f'--mesh takes three sizes data,fsdp,tensor, one of them -1 at most, got {text!r}'
+        )
+    known = math.prod(n for n in sizes if n != -1)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(len(devices) // known, 1)
+    needed = math.prod(sizes)
+    if needed > len(devices):
+        raise ValueError(
+            f'--mesh {text} needs {needed} devices, but {len(devices)} '
+            f'({devices[0].device_kind}) can be seen; the nearest that fits is '
+            f'--mesh {len(devices)},1,1'
+        )
+    kinds = (AxisType.Auto,) * 3
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices[:needed])
+
+
+def row_multiple(mesh: Mesh) -> int:
+    """The number that a batch's rows must be a multiple of."""
+    return mesh.shape['data'] * mesh.shape['fsdp']
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(mesh: Mesh, batch: Mapping[str, np.ndarray], axis: int) -> dict[str, jax.Array]:
+    """Sends a batch to the devices, split along `axis` (its rows) where the size allows.
+
+    Args:
+      mesh: the mesh.
+      batch: arrays whose `axis` counts rows (or labelled positions).
+      axis: 1 for a batch with micro-batches in front, 0 without.
+    """
+    return {name: jax.device_put(x, _split(mesh, x.shape, axis)) for name, x in batch.items()}
+
+
+def _split(mesh: Mesh, shape: tuple[int, ...], axis: int) -> NamedSharding:
+    if shape[axis] % row_multiple(mesh):
+        return replicated(mesh)
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))

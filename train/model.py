@@ -1,0 +1,160 @@
+"""Builds everything that a run trains with: base, plan, adapter, and where each lies."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import jaxpeft as jp
+from train import config as configs
+from train import mesh as meshes
+from train.config import Config
+
+Rules = dict[str, jp.Method | jp.Override]  # path regex -> what adapts there
+
+
+class Built(NamedTuple):
+    """A base with its adapter.
+
+    Attributes:
+      model: the Linen module.
+      params: the base's parameters, sharded; read only.
+      tokenizer: of the base, or None.
+      plan: path regex -> method.
+      state: the adapter; shapes with shardings where `fresh` was False.
+      forward: `jp.bind(plan, model.apply)`.
+      mesh: the devices.
+    """
+
+    model: Any
+    params: Any
+    tokenizer: Any
+    plan: Rules
+    state: jp.State
+    forward: Callable
+    mesh: Mesh
+
+
+class Run(NamedTuple):
+    """A finished (or running) run read back: what evaluation needs."""
+
+    model: Any
+    params: Any
+    tokenizer: Any
+    plan: Rules
+    state: jp.State
+    forward: Callable
+    config: Config
+
+
+def setup(config: Config, fresh: bool = True) -> Built:
+    """Loads the base onto the mesh and draws the adapter beside it.
+
+    Args:
+      config: the resolved configuration.
+      fresh: False leaves the adapter as shapes, to be read from a checkpoint: no SVD is taken.
+
+    Raises:
+      ValueError: for a target that matches nothing, a mesh that does not fit, an `init_from` of
+        another method.
+      FileNotFoundError: for a model that is not there.
+    """
+    mesh = meshes.make(config.model.mesh)
+    model, params, tokenizer = jp.models.load(
+        config.model.model_name,
+        dtype=jnp.dtype(config.model.dtype),
+        scan=config.model.scan,
+        remat=None if config.model.remat == 'none' else config.model.remat,
+        shardings=functools.partial(jp.models.base_shardings, mesh=mesh),
+    )
+    plan = make_plan(config, params)
+    state = adapter(config, plan, params, fresh)
+    return Built(model, params, tokenizer, plan, state, jp.bind(plan, model.apply), mesh)
+
+
+def make_plan(config: Config, params: Any) -> Rules:
+    """The one rule of a command line: these layers, this method.
+
+    Raises:
+      ValueError: for a layer name that matches nothing, with the nearest names.
+    """
+    name = config.adapter.method
+    method = jp.methods.get(name)(**config.options)
+    names = config.adapter.target_modules or jp.methods.defaults(name)
+    return {jp.targets(params, names, config.adapter.exclude_modules): method}
+
+
+def adapter(config: Config, plan: Rules, params: Any, fresh: bool) -> jp.State:
+    """The adapter, born in its shardings; or those shapes and shardings alone."""
+    key = jax.random.key(config.optim.seed)
+    start = functools.partial(jp.init, plan)
+    shapes = jax.eval_shape(start, key, params)
+    layout = jp.shardings(plan, shapes, jax.tree.map(lambda x: x.sharding, params))
+    if not fresh:
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
+        )
+    if config.adapter.init_from:
+        return _from_adapter(config, shapes, layout, params)
+    return jax.jit(start, out_shardings=layout)(key, params)
+
+
+def _from_adapter(config: Config, shapes: jp.State, layout: jp.State, params: Any) -> jp.State:
+    """The numbers of an adapter folder, which must be of the same method, rank and layers."""
+    folder = config.adapter.init_from
+    if not (pathlib.Path(folder) / 'adapter.json').is_file():
+        raise FileNotFoundError(
+            f'--init_from takes an adapter folder; {folder} has no adapter.json'
+        )
+    plan, state = jp.load_adapter(folder, params)
+    found = sorted({method.spec['name'] for method in plan.values()})
+    if found != [config.adapter.method]:
+        raise ValueError(
+            f'--init_from {folder} holds {", ".join(found)}, --method is {config.adapter.method}'
+        )
+    want, have = jax.tree.map(jnp.shape, shapes), jax.tree.map(jnp.shape, state)
+    if want != have:
+        raise ValueError(
+            f'--init_from {folder} has other layers or another rank than the flags ask for: '
+            f'it has {_first_leaves(state)}, they ask for {_first_leaves(shapes)}'
+        )
+    return jax.device_put(state, layout)
+
+
+def _first_leaves(state: jp.State, shown: int = 4) -> str:
+    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    names = ['/'.join(part.key for part in path) + f' {tuple(x.shape)}' for path, x in leaves]
+    return ', '.join(names[:shown]) + (f' and {len(names) - shown} more' if names[shown:] else '')
+
+
+def load_run(folder: str | pathlib.Path) -> Run:
+    """Reads a run's base, adapter and configuration, onto the default device.
+
+    Args:
+      folder: a run directory; it must hold config.json and adapter/.
+
+    Raises:
+      FileNotFoundError: for a folder without them.
+
+    Example:
+      run = load_run('runs/NAME')
+      logits = run.forward(run.state, {'params': run.params}, tokens)
+    """
+    folder = pathlib.Path(folder)
+    for needed in ('config.json', 'adapter/adapter.json'):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(
+                f'{folder} is no run directory with an adapter: it has no {needed}; '
+                'python -m train.run makes one'
+            )
+    config = configs.from_dict(json.loads((folder / 'config.json').read_text()))
+    model, params, tokenizer = jp.models.load(
+        config.model.model_name, dtype=jnp.dtype(config.model.dtype), scan=config.model.scan
+    )
+    plan, state = jp.load_adapter(folder / 'adapter', params)
+    return Run(model, params, tokenizer, plan, state, jp.bind(plan, model.apply), config)

@@ -1,0 +1,57 @@
+"""The optimizer of an adapter: clip, AdamW with weight decay on the factors only, a schedule."""
+
+import jax
+import optax
+
+from train.config import Optim
+
+DECAYED = ('a', 'b')  # by leaf name: a stacked magnitude `m` is 2-D too, so shapes cannot tell
+
+
+def schedule(optim: Optim, total: int) -> optax.Schedule:
+    """The learning rate at each update: a linear warm-up, then a cosine, a line or a constant.
+
+    Args:
+      optim: lr, schedule and warmup (below 1: a share of `total`).
+      total: updates of the run; the cosine and the line reach zero there.
+
+    Returns:
+      A function of the number of updates made.
+
+    Example:
+      >>> rate = schedule(Optim(lr=1.0, warmup=1, schedule='linear'), total=5)
+      >>> [float(rate(n)) for n in (0, 1, 5)]
+      [0.5, 1.0, 0.0]
+    """
+    warmup = round(optim.warmup * total if optim.warmup < 1 else optim.warmup)
+    rest = max(total - warmup, 1)
+    after = {
+        'cosine': optax.cosine_decay_schedule(optim.lr, rest),
+        'linear': optax.linear_schedule(optim.lr, 0.0, rest),
+        'constant': optax.constant_schedule(optim.lr),
+    }[optim.schedule]
+    if warmup == 0:
+        return after
+    rising = optax.linear_schedule(optim.lr / (warmup + 1), optim.lr, warmup)
+    return optax.join_schedules([rising, after], [warmup])
+
+
+def decayed(params: optax.Params) -> optax.Params:
+    """True for the leaves that weight decay may shrink: the factors `a` and `b`."""
+
+    def is_factor(path: tuple, leaf: jax.Array) -> bool:
+        del leaf
+        return path[-1].key in DECAYED
+
+    return jax.tree_util.tree_map_with_path(is_factor, params)
+
+
+def make(optim: Optim, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Clip by global norm, then AdamW. Gates and magnitudes do not decay.
+
+    Decay would pull a gate to sigmoid(0) = 0.5 and a magnitude to zero, whatever the data says.
+    """
+    limit = optim.max_grad_norm
+    clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
+    adamw = optax.adamw(rate, weight_decay=optim.weight_decay, mask=decayed)
+    return optax.chain(clip, adamw)

@@ -1,0 +1,78 @@
+"""`python -m train.run --method knowhira`: train, evaluate before and after, report.
+
+The only file of `train` that imports `eval`.
+"""
+
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import jaxpeft as jp
+from train import cache, cli, errors, feed, loop, model, results, rundir
+from train.config import Config
+from train.stop import MESSAGE, Stop
+
+FURTHER = """
+That was the small model and data set of the package. A real run:
+  python -m train.run --preset knowhira-gpt-neo-1.3b-r32
+or with your own:
+  python -m train.run --method knowhira --model_name FOLDER_OR_HUB_ID --dataset FILE.jsonl"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; 0 when it did, 2 after an error that the user can mend."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        config, notes = cli.parse(argv)
+        for note in notes:
+            print(note)
+        cache.enable()
+        with Stop() as stop, rundir.claim(config) as place:
+            run(config, place, stop)
+    except errors.MESSAGES as error:
+        if '--traceback' in argv or not errors.is_message(error):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(config: Config, place: rundir.Place, stop: Stop) -> None:
+    """One run, from what its folder holds to its results."""
+    from eval.run import evaluate
+
+    from eval import report
+
+    if place.results:
+        print(f'{place.folder} holds this run, finished; its results are')
+        return finish(config, place, place.results)
+    results.check_out(config)
+    print(f'{"continuing" if place.resumed else "starting"} {place.folder}')
+    built = model.setup(config, fresh=not place.resumed)
+    data = feed.make(config, built.tokenizer, built.mesh)
+    rows = results.benchmark_rows(config)
+    print(jp.summary(built.plan, built.state, built.params))
+    before = results.before(evaluate, config, built, rows, place.folder)
+    outcome = loop.train(config, built, data, place.folder, stop)
+    if not outcome.finished:
+        return print(MESSAGE)
+    after = results.after(evaluate, config, built, rows, place.folder, outcome)
+    found = results.build(config, jp.count(outcome.state), outcome.ledger, before, after)
+    rundir.write_json(place.folder / 'results.json', found)
+    report.write(place.folder)
+    finish(config, place, found)
+
+
+def finish(config: Config, place: rundir.Place, found: dict) -> None:
+    """Prints the results, where they are, and how to go on."""
+    results.show(found)
+    if config.run.out:
+        rundir.write_json(pathlib.Path(config.run.out), found)
+    for name in ('adapter', 'metrics.jsonl', 'results.json', 'report.md'):
+        print(place.folder / name)
+    if config.model.model_name == config.data.dataset == 'embedded':
+        print(FURTHER)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,93 @@
+"""The run's folder: whose it is, what stands in it, and that only one process works there."""
+
+import contextlib
+import fcntl
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from train import checkpoint
+from train import config as configs
+from train.config import Config
+
+
+class Place(NamedTuple):
+    """A run's folder.
+
+    Attributes:
+      folder: the path.
+      resumed: it holds a checkpoint to continue from.
+      results: of the finished run, or None.
+    """
+
+    folder: pathlib.Path
+    resumed: bool
+    results: dict[str, Any] | None
+
+
+@contextlib.contextmanager
+def claim(config: Config) -> Iterator[Place]:
+    """Takes the run's folder for this process, and writes config.json where no run has begun.
+
+    Raises:
+      ValueError: for a folder of another configuration (naming what differs), one that another
+        process works in, or one that `--resume` forbids.
+    """
+    folder = configs.run_dir(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / '.lock', 'w') as lock:
+        try:
+            # Freed by the kernel when the process ends, however it ends.
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another process works in {folder}; wait for it or stop it') from None
+        yield _look(config, folder)
+
+
+def _look(config: Config, folder: pathlib.Path) -> Place:
+    saved, done = folder / 'config.json', folder / 'results.json'
+    resumed = checkpoint.exists(folder / 'checkpoints')
+    # A command that was refused leaves its config.json, and no run that one could lose.
+    begun = saved.exists() and (resumed or done.exists() or (folder / 'before.json').exists())
+    if begun:
+        check_same(configs.identity(config), json.loads(saved.read_text()), folder)
+    if config.run.resume == 'never' and begun:
+        raise ValueError(
+            f'{folder} holds this run already, and --resume never asks for a new one: '
+            'give another --run_dir, or remove the folder'
+        )
+    if config.run.resume == 'must' and not resumed:
+        raise ValueError(f'--resume must: {folder} holds no checkpoint to continue from')
+    for torn in folder.glob('.adapter.*'):  # what a process killed while it saved has left
+        shutil.rmtree(torn)
+    if not begun:
+        write_json(saved, configs.to_dict(config))
+    results = json.loads(done.read_text()) if done.exists() else None
+    return Place(folder, resumed, results)
+
+
+def check_same(mine: dict[str, Any], there: dict[str, Any], folder: pathlib.Path) -> None:
+    """Refuses a folder whose run has another configuration.
+
+    Raises:
+      ValueError: naming each key that differs, with both values.
+    """
+    there = {key: value for key, value in there.items() if key not in configs.FREE}
+    keys = [k for k in sorted({*mine, *there}) if mine.get(k) != there.get(k)]
+    flags = [k for k in keys if k != 'method_options'] or keys
+    if flags:
+        what = '; '.join(f'{k} is {there.get(k)!r} there, {mine.get(k)!r} here' for k in flags)
+        raise ValueError(
+            f'{folder} holds a run of another configuration: {what}. '
+            'Give another --run_dir, or the same settings to continue it'
+        )
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a whole file or none."""
+    new = path.with_name(f'.{path.name}.tmp')
+    new.write_text(json.dumps(value, indent=2) + '\n')
+    os.replace(new, path)

@@ -1,0 +1,165 @@
+"""One update and one validation batch: pure functions, jitted once with their shardings."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+import jaxpeft as jp
+from jaxpeft.base import Tree
+from train import mesh as meshes
+from train.loss import lm_loss
+
+Batch = Mapping[str, jax.Array]
+
+
+class TrainState(NamedTuple):
+    """What an update changes.
+
+    Attributes:
+      params: the adapter's trained leaves.
+      opt_state: the optimizer's.
+      step: int32, updates made.
+      rng: uint32 key data; the key of an update is this one folded with `step`.
+    """
+
+    params: Tree
+    opt_state: Any
+    step: jax.Array
+    rng: jax.Array
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a run.
+
+    Attributes:
+      start: `(params) -> TrainState`.
+      update: `(train, consts, base, batch [G, ...]) -> (train, metrics)`; `train` is donated.
+      validate: `(params, consts, base, batch) -> (sum of nll, sum of weights)`.
+      shapes: the TrainState as shapes with shardings: what a checkpoint is restored into.
+    """
+
+    start: Callable
+    update: Callable
+    validate: Callable
+    shapes: TrainState
+
+
+def compile_programs(
+    plan: Any,
+    forward: Callable,
+    tx: optax.GradientTransformation,
+    rate: optax.Schedule,
+    mesh: Mesh,
+    params: Tree,
+    seed: int,
+) -> Programs:
+    """Jits the update and the validation with the shardings of everything they return.
+
+    Without `out_shardings` the second update would see its own output laid out in another way, and
+    compile again.
+
+    Args:
+      plan: the plan.
+      forward: `jp.bind(plan, model.apply)`.
+      tx: the optimizer.
+      rate: the schedule, for the record.
+      mesh: the mesh.
+      params: the adapter's trained leaves, or their shapes with shardings.
+      seed: of dropout.
+    """
+    whole = meshes.replicated(mesh)
+
+    def start(params: Tree) -> TrainState:
+        rng = jax.random.key_data(jax.random.key(seed))
+        return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), rng)
+
+    layout = jax.tree.map(lambda x: x.sharding, params)
+    shapes = jax.eval_shape(start, params)
+    opt_layout = optax.tree.map_params(
+        tx,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        layout,
+        transform_non_params=lambda _: whole,
+    )
+    layouts = TrainState._make((layout, opt_layout, whole, whole))
+    drops = any(method.spec.get('dropout') for method in _methods(plan))
+    update = make_update(plan, forward, tx, rate, drops)
+    return Programs(
+        start=jax.jit(start, out_shardings=layouts),
+        update=jax.jit(update, donate_argnums=0, out_shardings=(layouts, whole)),
+        validate=jax.jit(make_validate(forward), out_shardings=whole),
+        shapes=jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layouts
+        ),
+    )
+
+
+def _methods(plan: Any) -> list[Any]:
+    """The plan's methods, out of their views."""
+    return [getattr(rule, 'method', rule) for rule in plan.values()]
+
+
+def make_update(
+    plan: Any,
+    forward: Callable,
+    tx: optax.GradientTransformation,
+    rate: optax.Schedule,
+    drops: bool,
+) -> Callable:
+    """The update as a pure function of (train, consts, base, batch).
+
+    `loss = sum of nll / sum of weights` over all micro-batches, which is the big batch's; the
+    penalty is added once. Only the adapter is differentiated.
+    """
+
+    def update(
+        train: TrainState, consts: Tree, base: Tree, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(train.rng), train.step)
+
+        def summed(params: Tree, micro: Batch, number: jax.Array) -> tuple:
+            drop = jax.random.fold_in(key, number) if drops else None
+            return lm_loss(forward, jp.State(params, consts), base, micro, drop)
+
+        def accumulate(total: tuple, item: tuple) -> tuple[tuple, None]:
+            micro, number = item
+            (nll, weight), grads = jax.value_and_grad(summed, has_aux=True)(
+                train.params, micro, number
+            )
+            return jax.tree.map(jnp.add, total, (grads, nll, weight)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        start = (jax.tree.map(jnp.zeros_like, train.params), zero, zero)
+        numbers = jnp.arange(batch['tokens'].shape[0], dtype=jnp.uint32)
+        (grads, nll, weight), _ = jax.lax.scan(accumulate, start, (batch, numbers))
+
+        penalty, pull = jax.value_and_grad(
+            lambda params: jp.penalty(plan, jp.State(params, consts), base)
+        )(train.params)
+        grads = jax.tree.map(lambda g, p: g / weight + p, grads, pull)
+        changes, opt_state = tx.update(grads, train.opt_state, train.params)
+        metrics = {
+            'loss': nll / weight,
+            'penalty': penalty,
+            'lr': jnp.asarray(rate(train.step), jnp.float32),
+            'grad_norm': optax.tree.norm(grads),
+        }
+        params = optax.apply_updates(train.params, changes)
+        metrics['param_norm'] = optax.tree.norm(params)
+        return TrainState(params, opt_state, train.step + 1, train.rng), metrics
+
+    return update
+
+
+def make_validate(forward: Callable) -> Callable:
+    """The validation sums of one batch: no dropout, no penalty."""
+
+    def validate(params: Tree, consts: Tree, base: Tree, batch: Batch) -> tuple:
+        return lm_loss(forward, jp.State(params, consts), base, batch)
+
+    return validate
