@@ -67,7 +67,8 @@ def save_adapter(
     fresh = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f'.{target.name}.'))
     safetensors.numpy.save_file(tensors, fresh / WEIGHTS)
     (fresh / CONFIG).write_text(json.dumps(described, indent=1) + '\n')
-    fresh.chmod(0o755)
+    fresh.chmod(0o755)  # mkdtemp and safetensors write for their owner alone
+    (fresh / WEIGHTS).chmod(0o644)
     _swap(fresh, target)
 
 

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import pytest
 
 import jaxpeft as jp
-from tests.train_tiny import compiled_quickly
 from train import cli
 from train import config as configs
 
@@ -57,7 +56,7 @@ def test_snippets_run_in_order_and_print_what_is_shown(tmp_path, monkeypatch):
             continue
         # Blank lines in front make a traceback name README's own line.
         code = compile('\n' * (block.line - 1) + block.text, str(ROOT / 'README.md'), 'exec')
-        with contextlib.redirect_stdout(io.StringIO()) as printed, compiled_quickly():
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
             exec(code, namespace)
         shown = following.text if following.language == 'text' else ''
         assert printed.getvalue() == shown, f'README line {block.line}'

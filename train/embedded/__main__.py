@@ -1,8 +1,7 @@
 """Rebuilds the embedded default: `python -m train.embedded`.
 
-Writes `jaxpeft/assets/data/<task>.{train,test}.jsonl.gz` (seconds) and `jaxpeft/assets/tiny_gpt_neo/`
-(a pretraining of about 20 minutes on 2 idle cores). Nothing is downloaded. With the same Python,
-JAX and machine the same files come out.
+Writes `data/<task>.{train,test}.jsonl.gz` and `tiny_gpt_neo/` under `jaxpeft/assets/`. The data
+take seconds, the pretraining far longer. Nothing is downloaded. Everything is seeded.
 
     python -m train.embedded                    # all
     python -m train.embedded --what data        # the questions only

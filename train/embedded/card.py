@@ -12,16 +12,16 @@ pipeline_tag: text-generation
 ---
 # tiny_gpt_neo
 
-The base model of jaxpeft's embedded default: a GPT-Neo of {parameters:,} parameters ({layers} layers,
-width {hidden}, {heads} heads, {vocabulary} tokens, {positions} positions) with random initial weights,
-pretrained by
+The base model of jaxpeft's embedded default: a GPT-Neo of {parameters:,} parameters
+({layers} layers, width {hidden}, {heads} heads, {vocabulary} tokens, {positions} positions) with
+random initial weights, pretrained by
 
     {command}
 
-in {steps:,} steps of {batch} rows of {row} tokens ({seconds:.0f} s on {cpus} CPU cores shared with other work;
-Python {python}, JAX {jax}). Final training loss, answers weighted: {loss:.3f}. `training.json`
-holds every setting. It is a toy: it knows {facts:,} facts about {things} everyday things, and
-nothing else.
+in {steps:,} steps of {batch} rows of {row} tokens ({seconds:.0f} s since the last start, {cpus} CPU
+cores; Python {python}, JAX {jax}). Final training loss, answers weighted: {loss:.3f}.
+`training.json` holds every setting. It is a toy: its text states
+{facts:,} facts about {things} everyday things.
 
 ## What it read
 
@@ -30,17 +30,18 @@ nothing else.
   comparisons, right and wrong statements with their verdicts, and picks from numbered lists
   ("Box1: .. Box2: .. Take box2."). All facts are in it, of train and test questions alike, and
   so are verdicts and picks about all of them.
-- No instruction template, no "the correct answer is", none of the labels answerN, solutionN, endingN, optionN.
-  The tokenizer, not the model, also saw the template's words, so that prompts are short.
+- The generated text has no instruction template, no "the correct answer is", and none of the
+  labels answerN, solutionN, endingN, optionN. The tokenizer,
+  not the model, also saw the template's words, so that prompts are short.
 - Tokens that follow from the facts and the text before (answers, verdicts, numbers of picks) weigh
   1 in the loss, all others {plain_weight}.
 
 ## Its data set
 
 `../data`: {train} train and {test} test questions for each of eight tasks in the LLM-Adapters
-schema, made by the same command. Train and test questions have no thing in common: neither the one
-asked about nor those offered as choices. Within a task, every choice text is right as often as chance
-would have it, and so is every label.
+schema, made by the same command. Train and test questions have no thing in common: neither the
+one asked about nor those offered as choices. Within a task every choice text is right as often as
+chance would have it, and so is every label.
 The field `raw.facts` names the facts that decide a question.
 
 Licence: Apache-2.0 (the text of Python's standard library, PSF licence, was read, not copied).

@@ -149,7 +149,7 @@ def verdicts(rng: random.Random) -> str:
 
 
 def sort(rng: random.Random) -> str:
-    """A numbered list of values and where several things belong, or of things and what fits each."""
+    """A numbered list of values or of things, and where several things or values belong."""
     noun = rng.choice(NOUNS)
     relation = rng.choice(facts.RELATIONS)
     drawn = _draw(rng, relation, rng.randint(2, 4))

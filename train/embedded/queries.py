@@ -1,4 +1,4 @@
-"""Short questions about one fact, asked from either end, as the corpus and the questions use them."""
+"""Short questions about one fact, asked from either end: for the corpus and the questions."""
 
 from train.embedded import facts
 from train.embedded.facts import Thing, one
@@ -35,7 +35,11 @@ def backward(thing: Thing, relation: str, name: str) -> tuple[str, ...]:
     if relation == 'colour':
         return (f'which is {said}', f'what has the colour {said}', f'the {said} one')
     if relation == 'place':
-        return (f'which is found in the {said}', f'what is in the {said}', f'look in the {said} for')
+        return (
+            f'which is found in the {said}',
+            f'what is in the {said}',
+            f'look in the {said} for',
+        )
     if thing.kind == 'worker':
         return (f'who has the job to {said}', f'to {said}, {name} calls', f'who will {said}')
     if thing.kind in facts.HABITS:

@@ -32,14 +32,16 @@ class Question(NamedTuple):
 
 
 class Asker(NamedTuple):
-    """How a task asks: `make(rng, group, relation)` gives one question for each thing of a group."""
+    """How a task asks: `make(rng, group, relation)` gives the questions about one group."""
 
     size: int
     relations: tuple[str, ...]
     make: Callable[[random.Random, list[Thing], str], list[Question]]
 
 
-def _dealt(rng: random.Random, texts: list[str], raws: list[dict], ids: list[str]) -> list[Question]:
+def _dealt(
+    rng: random.Random, texts: list[str], raws: list[dict], ids: list[str]
+) -> list[Question]:
     """One question for each raw, text i being right for raw i, each position right once."""
     count = len(texts)
     positions = rng.sample(range(count), count)

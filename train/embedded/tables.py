@@ -1,9 +1,6 @@
 """The everyday world of the embedded default: 259 things by hand, four attributes each.
 
-One line is one thing: `name | colour | place | act`. What stands before the lines of a
-group is its kind. The act is something that one does with the thing (a tool, a fruit), that it
-likes to do (an animal) or that is its job (a worker); no two things share one. A `~` marks a name
-that takes no article (milk), a `-` what is not known. Colours and places are typical ones, not the only ones.
+A line is `name | colour | place | act` under its kind; acts are unique; `~`: mass noun, `-`: none.
 """
 
 KINDS = {
