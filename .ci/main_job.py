@@ -23,4 +23,4 @@ for decoding, after in found['after'].items():
         f'{after["majority_mean"]:.3f} by the commonest label'
     )
     verdict = 'reached' if ahead >= POINTS else 'NOT reached'
-    print(f'{decoding}: {100 * ahead:+.1f} points against the baseline; the aim of +10 is {verdict}')
+    print(f'{decoding}: {100 * ahead:+.1f} points against it; the aim of +10 is {verdict}')

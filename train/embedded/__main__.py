@@ -10,7 +10,6 @@ take seconds, the pretraining far longer. Nothing is downloaded. Everything is s
 
 import dataclasses
 import pathlib
-import sys
 from typing import Literal
 
 import tyro
@@ -45,4 +44,4 @@ def main(command: Command) -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main(tyro.cli(Command)))
+    main(tyro.cli(Command))

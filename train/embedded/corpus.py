@@ -181,7 +181,7 @@ def pick(rng: random.Random) -> str:
     opener = rng.choice(OPENERS)
     name = rng.choice(NAMES)
     mark = rng.choice(('?', ':', '', '.'))
-    lines = []
+    lines: list[str] = []
     for _ in range(rng.randint(1, 3)):
         n = rng.randrange(len(drawn))
         text = upper(rng.choice(ask(drawn[n], relation, name)))
