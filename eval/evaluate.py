@@ -10,8 +10,8 @@ from eval import decode, questions, scoring, stats, tasks
 from eval.bar import rows_bar
 from eval.questions import Question
 from eval.sampling import GREEDY, Sampling
+from jaxpeft.near import nearest
 from train.rows import Row
-from train.suggest import suggest
 
 DECODINGS = ('loglik', 'greedy', 'beam', 'fixed')
 
@@ -133,7 +133,7 @@ def _summary(name: str, said: Sequence[Answer]) -> dict:
 def _ask(parts, tokenizer, asked, decoding, *, batch, new_tokens, beams, seed, advance):
     """The answers to `asked`, in its order."""
     if decoding not in DECODINGS:
-        raise ValueError(f'no decoding {decoding!r}{suggest(decoding, DECODINGS)}')
+        raise ValueError(f'no decoding {decoding!r}; {nearest(decoding, DECODINGS)}')
     positions = parts[-1].config.max_positions
     questions.check_lengths(asked, positions, None if decoding == 'loglik' else new_tokens)
     prompts = [q.prompt for q in asked]

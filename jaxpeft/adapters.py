@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft import base, methods, paths, tree, views
+from jaxpeft.near import nearest
 
 FORMAT = 1
 WEIGHTS, CONFIG = 'adapter_model.safetensors', 'adapter.json'
@@ -198,7 +199,7 @@ def _check_base(folder: Any, saved: Mapping[str, Any], grouped: Any, params: bas
     if missing:
         raise ValueError(
             f'{folder} adapts {missing[0]}, which this base does not have; '
-            f'{paths.nearest(missing[0], sorted(grouped))}'
+            f'{nearest(missing[0], sorted(grouped))}'
         )
     for name, entry in saved.items():
         here = _entry(grouped[name], params)

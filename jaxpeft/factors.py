@@ -11,7 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import base, paths
+from jaxpeft import base
+from jaxpeft.near import nearest
 
 
 def _kaiming(key: base.Array, shape: tuple[int, int], fan_in: int) -> base.Array:
@@ -75,9 +76,7 @@ def parse(name: str, init_ab: str, train_ab: str) -> Factors:
         raise ValueError(f"{name}: init_ab is two words such as 'kaiming,zero', got {init_ab!r}")
     for part in parts:
         if part not in INITS:
-            raise ValueError(
-                f'{name}: no init is called {part!r}; {paths.nearest(part, list(INITS))}'
-            )
+            raise ValueError(f'{name}: no init is called {part!r}; {nearest(part, list(INITS))}')
     if parts == ['zero', 'zero']:
         raise ValueError(
             f'{name}: with init_ab {init_ab!r} neither factor would ever get a gradient'

@@ -4,11 +4,12 @@ A path is canonical when it carries no layer number: `model/layers/3/self_attn/q
 the scanned `model/layers/self_attn/q_proj/kernel` are one canonical path, the first with layer 3.
 """
 
-import difflib
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from jaxpeft.near import nearest
 
 LAYER_PARENTS = ('h', 'layers', 'blocks')
 SAME_MODULE = (('o_proj', 'out_proj'),)  # one output projection, two families' names for it
@@ -66,13 +67,6 @@ def modules(paths: Sequence[str]) -> list[str]:
         parts = path.split('/')[:-1]
         found.update('/'.join(parts[: i + 1]) for i in range(len(parts)))
     return sorted(found)
-
-
-def nearest(name: str, known: Sequence[str], n: int = 5) -> str:
-    """The known names nearest to one that is not among them, as text for an error."""
-    close = difflib.get_close_matches(name, known, n=n, cutoff=0.4)
-    shown = close or sorted(known)[:20]
-    return ('nearest: ' if close else 'there are: ') + ', '.join(shown)
 
 
 def _linear_modules(params: Mapping[str, Any]) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import base, paths, views
+from jaxpeft.near import nearest
 
 Plan = Mapping[str, base.Method | base.Override | views.Viewed]
 OVERRIDE = '~'  # an override's leaves lie under this name, apart from the kernels of its module
@@ -75,7 +76,7 @@ def _nothing(pattern: str, candidates: list[str], taken: set[str]) -> str:
             f'such as {shadowed[0]}; put the narrower rule first'
         )
     known = sorted({paths.canonical(p)[0] for p in candidates})
-    return f'the rule {pattern!r} matches nothing (full match); {paths.nearest(pattern, known)}'
+    return f'the rule {pattern!r} matches nothing (full match); {nearest(pattern, known)}'
 
 
 def leaves_of(tree: base.Tree, site: Site) -> dict[str, Any]:

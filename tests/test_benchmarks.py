@@ -167,7 +167,7 @@ def test_names_and_aliases():
     for alias, name in aliases.items():
         assert name == benchmarks.get(alias).NAME
         assert name == benchmarks.get(alias.upper()).NAME
-    with pytest.raises(ValueError, match=r"no benchmark 'bolq'; did you mean 'boolq'"):
+    with pytest.raises(ValueError, match=r"no benchmark 'bolq'; nearest: boolq"):
         benchmarks.get('bolq')
 
 

@@ -82,7 +82,7 @@ def test_prompts_end_with_the_closing_and_hold_no_output(style):
 
 
 def test_an_unknown_style_names_the_nearest(plain):
-    with pytest.raises(ValueError, match=r"no prompt style 'llm_adapters'; did you mean 'llm-adap"):
+    with pytest.raises(ValueError, match=r"no prompt style 'llm_adapters'; nearest: llm-adap"):
         template.prompt(SHORT, 'llm_adapters')
     with pytest.raises(ValueError, match=r"no prompt style 'x'; there are: flat, llm-adapters"):
         data.encode([], plain, style='x')

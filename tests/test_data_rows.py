@@ -58,7 +58,7 @@ BAD = [
     ('[1, 2]', r'a row must be an object of columns, got list \[1, 2\]'),
     (json.dumps({k: v for k, v in GOOD.items() if k != 'output'}), "no column 'output'"),
     (json.dumps({'instrction': 'x'} | {k: GOOD[k] for k in ('input', 'output', 'answer')}),
-     "no column 'instruction'.*did you mean 'instrction'"),
+     "no column 'instruction'.*nearest: instrction"),
     (json.dumps(GOOD | {'output': ''}), "'output' is empty"),
     (json.dumps(GOOD | {'instruction': '  '}), "'instruction' is empty"),
     (json.dumps(GOOD | {'answer': None}), "'answer' must be text, got NoneType None"),
@@ -177,7 +177,7 @@ def test_damaged_files_are_named(tmp_path):
 
 def test_wrong_paths_and_formats(tmp_path):
     _write(tmp_path / 'mine.jsonl', _jsonl(ROWS))
-    with pytest.raises(FileNotFoundError, match=r"no data file .*; did you mean 'mine.jsonl'"):
+    with pytest.raises(FileNotFoundError, match=r'no data file .*; nearest: mine.jsonl'):
         data.load(str(tmp_path / 'mnie.jsonl'))
     with pytest.raises(FileNotFoundError, match=r'there is no folder .*nowhere'):
         data.load(str(tmp_path / 'nowhere' / 'mine.jsonl'))

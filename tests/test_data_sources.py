@@ -102,7 +102,7 @@ def test_missing_files_and_folders(tmp_path):
         ('bolq', 'boolq'),
         ('common_17k', 'common_170k'),
         ('winogrnde', 'winogrande'),
-        ('em', 'there are: common_170k, embedded, boolq, piqa'),
+        ('zz', 'there are: common_170k, embedded, boolq, piqa'),
     ],
 )
 def test_an_unknown_data_set_lists_the_nearest(name, near):
@@ -111,7 +111,7 @@ def test_an_unknown_data_set_lists_the_nearest(name, near):
 
 
 def test_an_unknown_split():
-    with pytest.raises(ValueError, match=r"no split 'tset'; did you mean 'test'"):
+    with pytest.raises(ValueError, match=r"no split 'tset'; nearest: test"):
         data.load('boolq', 'tset')
 
 

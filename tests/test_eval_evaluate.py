@@ -111,8 +111,8 @@ def test_a_question_is_never_cut(tiny, tokenizer, rows):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'decoding': 'greedyy'}, "no decoding 'greedyy'.*did you mean 'greedy'"),
-        ({'tasks': ['bolq']}, "no benchmark 'bolq'.*did you mean 'boolq'"),
+        ({'decoding': 'greedyy'}, "no decoding 'greedyy'.*nearest: greedy"),
+        ({'tasks': ['bolq']}, "no benchmark 'bolq'.*nearest: boolq"),
         ({'tasks': ['winog']}, 'no rows of winogrande to evaluate'),
         ({'tasks': []}, 'no task'),
     ],

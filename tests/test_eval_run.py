@@ -136,7 +136,7 @@ def test_fixed_decoding_warns(world, capsys):
         (['--ckpt=run', '--model_name=model'], 'both came'),
         (['--model_name=model', '--method=hira'], "--method 'hira': an adapter comes from its run"),
         (['--ckpt=nowhere'], 'nowhere is no run directory'),
-        (['--ckpt=run', '--dataset=bolq'], "no data set 'bolq'.*did you mean 'boolq'"),
+        (['--ckpt=run', '--dataset=bolq'], "no data set 'bolq'.*nearest: boolq"),
         (['--ckpt=run', '--dataset=obqa'], 'no openbookqa.test.jsonl.gz in'),
         (['--ckpt=run', '--limit=-1'], '--limit must be 0'),
         (['--ckpt=run', '--dataset=,'], "--dataset ',' names no data set"),

@@ -153,7 +153,7 @@ def test_the_seeds_script():
     ('argv', 'message'),
     [
         (['--method', 'knowhria'], 'knowhira'),
-        (['--preset', 'knowhira-gpt-neo-1.3b-r23'], "did you mean 'knowhira-gpt-neo-1.3b-r"),
+        (['--preset', 'knowhira-gpt-neo-1.3b-r23'], 'nearest: knowhira-gpt-neo-1.3b-r'),
         ([*REAL, '--batch', '0'], '--batch must be at least 1, got 0'),
         ([*REAL, '--lr', '0'], '--lr must be above 0'),
         ([*REAL, '--val_size', '0'], '--eval_strategy no'),
@@ -177,7 +177,7 @@ def test_unknown_flags_and_keys_are_told_the_nearest(tmp_path, capsys):
     with pytest.raises(ValueError, match=r"run\.yaml: no flag is called 'larning_rate'"):
         cli.parse([*REAL, '--config', str(file)])
     file.write_text('grad_ac: 1\n')
-    with pytest.raises(ValueError, match="did you mean 'grad_acc'"):
+    with pytest.raises(ValueError, match='nearest: grad_acc'):
         cli.parse([*REAL, '--config', str(file)])
     file.write_text('batch: many\n')
     with pytest.raises(SystemExit):

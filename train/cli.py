@@ -12,11 +12,11 @@ from collections.abc import Sequence
 import tyro
 import yaml
 
+from jaxpeft.near import nearest
 from train import config as configs
 from train import options
 from train.config import Config
 from train.options import Source
-from train.suggest import suggest
 
 PRESETS = pathlib.Path(__file__).parent / 'presets'
 DESCRIPTION = """Train an adapter on a language model, evaluate it before and after, and report.
@@ -96,7 +96,7 @@ def check(config: Config) -> None:
             raise ValueError(f'--{flag} must be above 0, got {values[flag]}')
     for name in configs.listed(values['eval_decodings']):
         if name not in configs.DECODINGS:
-            raise ValueError(f'no decoding is called {name!r}{suggest(name, configs.DECODINGS)}')
+            raise ValueError(f'no decoding is called {name!r}; {nearest(name, configs.DECODINGS)}')
     if values['eval_strategy'] != 'no' and values['val_size'] == 0:
         raise ValueError(
             f'--eval_strategy {values["eval_strategy"]} needs validation rows, got --val_size 0; '
@@ -142,7 +142,7 @@ def _read_file(path: pathlib.Path) -> Source:
     for key, value in values.items():
         flag = str(key).replace('-', '_')
         if flag not in known:
-            raise ValueError(f'{path}: no flag is called {key!r}{suggest(flag, known)}')
+            raise ValueError(f'{path}: no flag is called {key!r}; {nearest(flag, known)}')
         argv += _as_flags(flag, value)
     return _read(argv, str(path))
 
@@ -160,7 +160,7 @@ def _as_flags(flag: str, value: object) -> list[str]:
 def _preset(name: str) -> pathlib.Path:
     known = sorted(path.stem for path in PRESETS.glob('*.yaml'))
     if name not in known:
-        raise ValueError(f'no preset is called {name!r}{suggest(name, known)}')
+        raise ValueError(f'no preset is called {name!r}; {nearest(name, known)}')
     return PRESETS / f'{name}.yaml'
 
 

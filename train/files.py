@@ -14,8 +14,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from jaxpeft.near import nearest
 from train.rows import Collector, Row, to_row
-from train.suggest import suggest
 
 SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz', '.parquet')
 
@@ -146,7 +146,7 @@ def read(
         if not path.parent.is_dir():
             raise FileNotFoundError(f'no data file {path}: there is no folder {path.parent}')
         there = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(SUFFIXES))
-        raise FileNotFoundError(f'no data file {path}{suggest(path.name, there)}')
+        raise FileNotFoundError(f'no data file {path}; {nearest(path.name, there)}')
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f'{path}: a data file must end in one of {SUFFIXES}')
     unit, records = _records(path)

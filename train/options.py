@@ -3,7 +3,6 @@
 Nothing here knows a method: names and types come from the signature of the factory.
 """
 
-import difflib
 import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 import jaxpeft as jp
+from jaxpeft.near import nearest
 from train.config import METHOD_FLAGS, Config
 
 
@@ -108,8 +108,8 @@ def _typed(argument: str, value: Any, default: Any) -> Any:
 def _not_taken(method: str, unknown: list[str], defaults: dict[str, Any]) -> str:
     flags = {flag: f'--{flag}' for flag, argument in METHOD_FLAGS.items() if argument in defaults}
     rest = {k: f'--set method.{k}=..' for k in defaults if k not in METHOD_FLAGS.values()}
-    taken = flags | rest
-    asked = unknown[0].removeprefix('--').removeprefix('set ').split('.')[-1]
-    close = difflib.get_close_matches(asked, list(taken), n=1, cutoff=0.6)
-    hint = f'nearest: {taken[close[0]]}; ' if close else ''
-    return f'{method} takes no {", ".join(unknown)}; {hint}it takes {", ".join(taken.values())}'
+    taken = [*flags.values(), *rest.values()]
+    return (
+        f'{method} takes no {", ".join(unknown)}; {nearest(unknown[0], taken)}; '
+        f'it takes {", ".join(taken)}'
+    )

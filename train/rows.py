@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from train.suggest import suggest
+from jaxpeft.near import nearest
 
 COLUMNS = ('instruction', 'input', 'output', 'answer')
 SHOWN = 5  # bad rows listed in a report; the rest is counted
@@ -29,7 +29,7 @@ def _text(record: Mapping, column: str, *, empty: bool = False) -> str:
     """`record[column]` as text; ValueError with the reason otherwise."""
     if column not in record:
         raise ValueError(
-            f'no column {column!r}; the row has {sorted(record)}{suggest(column, record)}'
+            f'no column {column!r}; the row has {sorted(record)}; {nearest(column, record)}'
         )
     value = record[column]
     if isinstance(value, str):

@@ -39,9 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(config: Config, place: rundir.Place, stop: Stop) -> None:
     """One run, from what its folder holds to its results."""
-    from eval.run import evaluate
-
     from eval import report
+    from eval.run import evaluate
 
     if place.results:
         print(f'{place.folder} holds this run, finished; its results are')

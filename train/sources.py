@@ -3,9 +3,9 @@
 import pathlib
 from collections.abc import Callable
 
+from jaxpeft.near import nearest
 from train import benchmarks, files, hub, rows
 from train.rows import Row
-from train.suggest import suggest
 
 SPLITS = ('train', 'test')
 JOINED = ('common_170k', 'embedded')
@@ -126,7 +126,7 @@ def load(
       rows = load('boolq', 'train', '/data/commonsense')
     """
     if split not in SPLITS:
-        raise ValueError(f'no split {split!r}{suggest(split, SPLITS)}')
+        raise ValueError(f'no split {split!r}; {nearest(split, SPLITS)}')
     name = str(dataset)
     if name == 'common_170k':
         return _common(split, data_dir, skip_bad_rows, report)
@@ -141,6 +141,6 @@ def load(
         return files.read(name, skip_bad_rows=skip_bad_rows, report=report)
     names = [*JOINED, *benchmarks.EIGHT, *benchmarks.all_names()]
     raise ValueError(
-        f'no data set {name!r}{suggest(name, dict.fromkeys(names))} '
+        f'no data set {name!r}; {nearest(name, dict.fromkeys(names))} '
         f'(a file of your own must end in one of {files.SUFFIXES})'
     )

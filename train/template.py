@@ -14,8 +14,8 @@ styles `prompt(row, style) + target(row.output, style)` is the reference's train
 for character.
 """
 
+from jaxpeft.near import nearest
 from train.rows import Row
-from train.suggest import suggest
 
 PROMPT_STYLES = ('flat', 'llm-adapters')
 
@@ -35,7 +35,7 @@ _LEAD = {'flat': '', 'llm-adapters': ' '}  # the part of the last indent that th
 def check_style(style: str) -> None:
     """Raises ValueError for a style that does not exist."""
     if style not in PROMPT_STYLES:
-        raise ValueError(f'no prompt style {style!r}{suggest(style, PROMPT_STYLES)}')
+        raise ValueError(f'no prompt style {style!r}; {nearest(style, PROMPT_STYLES)}')
 
 
 def closing(style: str) -> str:

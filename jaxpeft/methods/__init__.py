@@ -10,7 +10,8 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jaxpeft import base, paths
+from jaxpeft import base
+from jaxpeft.near import nearest
 
 _FILES = {
     info.name: importlib.import_module(f'{__name__}.{info.name}')
@@ -34,7 +35,7 @@ def get(name: str) -> Callable[..., base.Method | base.Override]:
       ValueError: for an unknown name, with the nearest ones.
     """
     if name not in _FILES:
-        raise ValueError(f'no method is called {name!r}; {paths.nearest(name, names())}')
+        raise ValueError(f'no method is called {name!r}; {nearest(name, names())}')
     return getattr(_FILES[name], name)
 
 

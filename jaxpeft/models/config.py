@@ -7,9 +7,10 @@ local attention) and `decoder` (Llama, Qwen2/2.5, Qwen3: rotary positions, group
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from typing import Any
+
+from jaxpeft.near import nearest
 
 MODEL_TYPES = {'gpt_neo': 'gpt_neo', 'llama': 'decoder', 'qwen2': 'decoder', 'qwen3': 'decoder'}
 ACTIVATIONS = ('gelu_new', 'gelu_pytorch_tanh', 'gelu', 'relu', 'silu', 'swish')
@@ -79,11 +80,9 @@ def from_hf(hf: Mapping[str, Any], name: str = '') -> ModelConfig:
     """
     model_type = hf.get('model_type')
     if model_type not in MODEL_TYPES:
-        near = difflib.get_close_matches(str(model_type), MODEL_TYPES, n=1)
-        hint = f' (nearest: {near[0]!r})' if near else ''
         raise ValueError(
-            f'model_type must be one of {sorted(MODEL_TYPES)}, got {model_type!r}{hint} '
-            f'in {name or "the config"}'
+            f'model_type must be one of {sorted(MODEL_TYPES)}, got {model_type!r} '
+            f'in {name or "the config"}; {nearest(str(model_type), MODEL_TYPES)}'
         )
     if 'quantization_config' in hf:
         raise ValueError(
@@ -268,10 +267,9 @@ def _rope(hf: Mapping[str, Any], name: str) -> tuple[float, tuple[tuple[str, Any
 
 def _check(config: ModelConfig) -> None:
     if config.activation not in ACTIVATIONS:
-        near = difflib.get_close_matches(config.activation, ACTIVATIONS, n=1)
         raise ValueError(
-            f'activation must be one of {list(ACTIVATIONS)}, got {config.activation!r}'
-            + (f' (nearest: {near[0]!r})' if near else '')
+            f'activation must be one of {list(ACTIVATIONS)}, got {config.activation!r}; '
+            f'{nearest(config.activation, ACTIVATIONS)}'
         )
     if config.family == 'gpt_neo' and config.hidden_size % config.num_heads:
         raise ValueError(

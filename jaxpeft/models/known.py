@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import pathlib
 from typing import Any
 
 from jaxpeft.models.config import ModelConfig, from_hf
+from jaxpeft.near import nearest
 
 
 def _neo(hidden: int, layers: int, heads: int) -> dict[str, Any]:
@@ -110,6 +110,6 @@ def config_of(name: str) -> ModelConfig:
         from jaxpeft.models.load import read_config
 
         return read_config(folder_of(name))
-    near = difflib.get_close_matches(name.split('/')[-1].lower(), short, n=3, cutoff=0.4)
-    hint = f'nearest: {[short[n] for n in near]}' if near else f'known: {sorted(KNOWN)}'
-    raise ValueError(f'no config is known for {name!r}, and it is no local folder; {hint}')
+    raise ValueError(
+        f'no config is known for {name!r}, and it is no local folder; {nearest(name, KNOWN)}'
+    )

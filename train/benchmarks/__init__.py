@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from jaxpeft.near import nearest
 from train.rows import Row
-from train.suggest import suggest
 
 EIGHT = (
     'boolq',
@@ -60,7 +60,7 @@ def get(name: str) -> ModuleType:
       ValueError: no such benchmark; lists the nearest names.
     """
     if not known(name):
-        raise ValueError(f'no benchmark {name!r}{suggest(name, all_names())}')
+        raise ValueError(f'no benchmark {name!r}; {nearest(name, all_names())}')
     return _NAMED[name.lower()]
 
 
