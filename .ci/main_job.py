@@ -5,9 +5,7 @@ import pathlib
 import sys
 
 SECONDS = 300  # on 2 cores, from the first file that the run writes to its report
-# The aim, of the mean accuracy above the mean majority baseline. It is reported and not asserted
-# until the embedded base carries it; see README.
-POINTS = 0.10
+POINTS = 0.10  # of the mean accuracy above the mean majority baseline, for every decoding
 
 (results,) = pathlib.Path(sys.argv[1]).glob('*/results.json')
 folder = results.parent
@@ -22,5 +20,5 @@ for decoding, after in found['after'].items():
         f'{decoding}: mean accuracy {before:.3f} before, {after["mean"]:.3f} after, '
         f'{after["majority_mean"]:.3f} by the commonest label'
     )
-    verdict = 'reached' if ahead >= POINTS else 'NOT reached'
-    print(f'{decoding}: {100 * ahead:+.1f} points against it; the aim of +10 is {verdict}')
+    print(f'{decoding}: {100 * ahead:+.1f} points against it')
+    assert ahead >= POINTS, f'{decoding}: README says at least {100 * POINTS:.0f} points above it'

@@ -1,12 +1,9 @@
-"""Command lines of the evaluation programs: parsing, and errors that are messages."""
+"""Command lines of the evaluation programs."""
 
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from typing import TypeVar
 
 import tyro
-
-from train import cache, errors
 
 A = TypeVar('A')
 
@@ -25,22 +22,3 @@ def parse(kind: type[A], argv: Sequence[str], prog: str, description: str) -> A:
         config=(tyro.conf.OmitArgPrefixes,),
         use_underscores=True,
     )
-
-
-def guard(program: Callable[[list[str]], Any], argv: Sequence[str] | None) -> int:
-    """Runs a program on a command line.
-
-    Returns:
-      0, or 2 after an error that the user can mend, printed as one line ('error: ...'). Every other
-      error is a defect and keeps its traceback; `--traceback` keeps it for all.
-    """
-    args = sys.argv[1:] if argv is None else list(argv)
-    try:
-        cache.enable()
-        program(args)
-    except errors.MESSAGES as error:
-        if '--traceback' in args or not errors.is_message(error):
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0

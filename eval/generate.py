@@ -15,7 +15,7 @@ from eval import cli, decode, files, subject
 from eval.bar import rows_bar
 from eval.sampling import Sampling
 from eval.subject import Subject
-from train import data
+from train import data, errors
 from train.rows import Row
 from train.rundir import write_json
 
@@ -77,7 +77,7 @@ class Args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; 0 when it did, 2 after an error that the user can mend."""
-    return cli.guard(_program, argv)
+    return errors.guard(_program, argv)
 
 
 def _program(argv: list[str]) -> None:

@@ -12,7 +12,7 @@ from eval import cli, files, report, rows, subject, table
 from eval.evaluate import Answer
 from eval.evaluate import evaluate as evaluate
 from eval.subject import Subject
-from train import benchmarks
+from train import benchmarks, errors
 from train.results import versions
 from train.rundir import write_json
 
@@ -67,7 +67,7 @@ class Args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; 0 when it did, 2 after an error that the user can mend."""
-    return cli.guard(_program, argv)
+    return errors.guard(_program, argv)
 
 
 def _program(argv: list[str]) -> None:

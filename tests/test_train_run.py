@@ -8,7 +8,7 @@ import re
 import pytest
 
 from tests import train_tiny
-from train import run
+from train import errors, run
 
 LABELS = ('true', 'false')
 
@@ -21,7 +21,7 @@ def compiled_once():
 
 @pytest.fixture(autouse=True)
 def no_cache_of_the_user(monkeypatch):
-    monkeypatch.setattr(run.cache, 'enable', lambda: None)  # tests keep to the folder of theirs
+    monkeypatch.setattr(errors.cache, 'enable', lambda: None)  # tests keep to the folder of theirs
 
 
 @pytest.fixture(scope='module')

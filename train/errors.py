@@ -1,5 +1,11 @@
 """Which errors are messages to the user, and which are defects to be shown whole."""
 
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from train import cache
+
 MESSAGES = (ValueError, FileNotFoundError, ConnectionError, FloatingPointError)
 PACKAGES = ('jaxpeft', 'train', 'eval')
 
@@ -15,3 +21,22 @@ def is_message(error: BaseException) -> bool:
     if trace is None or not isinstance(error, MESSAGES):
         return False
     return trace.tb_frame.f_globals.get('__name__', '').split('.')[0] in PACKAGES
+
+
+def guard(program: Callable[[list[str]], Any], argv: Sequence[str] | None) -> int:
+    """Runs a program on a command line.
+
+    Returns:
+      0, or 2 after an error that the user can mend, printed as one line ('error: ...'). Every other
+      error is a defect and keeps its traceback; `--traceback` keeps it for all.
+    """
+    args = sys.argv[1:] if argv is None else list(argv)
+    try:
+        cache.enable()
+        program(args)
+    except MESSAGES as error:
+        if '--traceback' in args or not is_message(error):
+            raise
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    return 0

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxpeft as jp
-from train import cache, cli, errors, feed, loop, model, results, rundir
+from train import cli, errors, feed, loop, model, results, rundir
 from train.config import Config
 from train.stop import MESSAGE, Stop
 
@@ -21,20 +21,15 @@ or with your own:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; 0 when it did, 2 after an error that the user can mend."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    try:
-        config, notes = cli.parse(argv)
-        for note in notes:
-            print(note)
-        cache.enable()
-        with Stop() as stop, rundir.claim(config) as place:
-            run(config, place, stop)
-    except errors.MESSAGES as error:
-        if '--traceback' in argv or not errors.is_message(error):
-            raise
-        print(f'error: {error}', file=sys.stderr)
-        return 2
-    return 0
+    return errors.guard(_program, argv)
+
+
+def _program(argv: Sequence[str]) -> None:
+    config, notes = cli.parse(argv)
+    for note in notes:
+        print(note)
+    with Stop() as stop, rundir.claim(config) as place:
+        run(config, place, stop)
 
 
 def run(config: Config, place: rundir.Place, stop: Stop) -> None:

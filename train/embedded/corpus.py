@@ -2,41 +2,46 @@
 
 All facts are stated, those of the train questions and those of the test questions alike. The text
 also holds the skills that an adapter can later elicit: judging a statement (true or false) and
-picking from numbered lists. Its lists use other words than the eight benchmarks do: no text of
-an instruction template and none of the labels answerN, solutionN, endingN, optionN occurs.
+picking from numbered lists. Some lists are of answers, solutions, endings or options, as those of
+the eight benchmarks: a base that had never met these nouns before a number did not learn from the
+adapter's rows to look up in such a list. No text of an instruction template occurs, and no "the
+correct answer is".
 
-`MARK` encloses what a reader can work out from the facts and the text before (an answer, a verdict,
-the number of a pick); pretraining gives these tokens more weight than the rest.
+What a reader can work out, what the options are and what is asked is marked for the pretraining,
+see `train.embedded.marks`.
 """
 
+import functools
 import random
+from collections.abc import Callable
 
 from train.embedded import facts, queries
 from train.embedded.facts import Thing, one
+from train.embedded.marks import ANSWER, ASK, ASKED, CLOSE, OPEN
 from train.embedded.wordings import NAMES, statement, upper
 
-MARK = '\x01'
+THINGS = facts.things()
 NOUNS = (
     'box', 'item', 'door', 'card', 'page', 'line', 'case', 'step', 'row', 'part', 'lot', 'gate',
     'note', 'sign', 'track', 'room', 'team', 'road', 'test', 'list',
+    'answer', 'solution', 'ending', 'option',
 )  # fmt: skip
 WORDS = ('Answer', 'answer', 'Solution', 'solution', 'Ending', 'ending', 'Option', 'option')
 OPENERS = ('it is', 'take', 'pick', 'that is', 'so', 'the right one is', 'I say', 'the answer is')
+OPEN_SORT = ('So', 'Now', 'Here:', 'Sorted:', 'We put')
 VERDICTS = (('true', 'false'), ('true', 'false'), ('right', 'wrong'), ('yes', 'no'))
 
 
 def _marked(text: str) -> str:
-    return f'{MARK}{text}{MARK}'
+    return f'{ANSWER}{text}{ANSWER}'
 
 
 def _draw(rng: random.Random, relation: str, count: int) -> list[Thing]:
     """Draws `count` things that differ in the value of a relation, often of one manner."""
-    pool = POOLS[relation]
+    pool = THINGS
     if rng.random() < 0.5:
         manner = facts.manner(rng.choice(pool))
-        pool = [thing for thing in pool if facts.manner(thing) == manner]
-        if len({facts.value(thing, relation) for thing in pool}) < count:
-            pool = POOLS[relation]
+        pool = tuple(thing for thing in pool if facts.manner(thing) == manner)
     drawn: list[Thing] = []
     while len(drawn) < count:
         thing = rng.choice(pool)
@@ -50,12 +55,12 @@ def plain(rng: random.Random) -> str:
     said = []
     for _ in range(rng.randint(1, 4)):
         relation = rng.choice(facts.RELATIONS)
-        said.append(upper(statement(rng, rng.choice(POOLS[relation]), relation)) + '.')
+        said.append(upper(statement(rng, rng.choice(THINGS), relation)) + '.')
     return ' '.join(said)
 
 
-def _relations(rng: random.Random, thing: Thing) -> list[str]:
-    relations = [relation for relation in facts.RELATIONS if facts.value(thing, relation)]
+def _shuffled(rng: random.Random) -> list[str]:
+    relations = list(facts.RELATIONS)
     rng.shuffle(relations)
     return relations
 
@@ -63,14 +68,14 @@ def _relations(rng: random.Random, thing: Thing) -> list[str]:
 def profile(rng: random.Random) -> str:
     """All facts of one thing, in any order."""
     thing = rng.choice(facts.things())
-    relations = _relations(rng, thing)
+    relations = _shuffled(rng)
     return ' '.join(upper(statement(rng, thing, relation)) + '.' for relation in relations)
 
 
 def riddle(rng: random.Random) -> str:
     """All facts of one thing, its name at the end."""
     thing = rng.choice(facts.things())
-    relations = _relations(rng, thing)
+    relations = _shuffled(rng)
     said = [facts.predicate(thing, each, facts.value(thing, each)) for each in relations]
     return upper('; '.join(f'it {each}' for each in said)) + f'. It is {_marked(one(thing))}.'
 
@@ -118,7 +123,7 @@ def asked(rng: random.Random) -> str:
     word = rng.choice(WORDS)
     for _ in range(rng.randint(1, 3)):
         relation = rng.choice(facts.RELATIONS)
-        thing = rng.choice(POOLS[relation])
+        thing = rng.choice(THINGS)
         ask, text = rng.choice(
             ((queries.forward, facts.value(thing, relation)), (queries.backward, one(thing)))
         )
@@ -148,27 +153,29 @@ def verdicts(rng: random.Random) -> str:
     return '\n'.join(said)
 
 
-def sort(rng: random.Random) -> str:
+def sort(rng: random.Random, literal: float) -> str:
     """A numbered list of values or of things, and where several things or values belong."""
     noun = rng.choice(NOUNS)
     relation = rng.choice(facts.RELATIONS)
     drawn = _draw(rng, relation, rng.randint(2, 4))
     forward = rng.random() < 0.5
     texts = [facts.value(thing, relation) if forward else thing.name for thing in drawn]
-    gap, end = rng.choice(((' ', ', '), (': ', '; '), (' -> ', '\n'), (' is in ', '. ')))
+    gap, end = rng.choice(((' ', ', '), (': ', '; '), (' -> ', ' | '), (' is in ', '. ')))
     told = []
-    for _ in range(rng.randint(3, 7)):
+    for _ in range(rng.randint(4, 8)):
         n = rng.randrange(len(drawn))
-        if forward:
+        if rng.random() < literal:
+            head = texts[n]
+        elif forward:
             head = rng.choice(LIKE[relation, texts[n]]).name
         else:
             head = facts.value(drawn[n], relation)
             other = rng.choice(facts.RELATIONS)
             values = [facts.value(thing, other) for thing in drawn]
-            if values.count(values[n]) == 1 and values[n]:
+            if values.count(values[n]) == 1:
                 head = values[n]
-        told.append(f'{head}{gap}{noun}{_marked(str(n + 1))}')
-    return f'{_listed(rng, noun, texts)}\n{end.join(told)}.'
+        told.append(f'{ASK}{head}{ASKED}{gap}{noun}{_marked(str(n + 1))}')
+    return f'{_listed(rng, noun, texts)}\n{rng.choice(OPEN_SORT)} {end.join(told)}.'
 
 
 def pick(rng: random.Random) -> str:
@@ -182,9 +189,14 @@ def pick(rng: random.Random) -> str:
     name = rng.choice(NAMES)
     mark = rng.choice(('?', ':', '', '.'))
     lines: list[str] = []
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(2, 4)):
         n = rng.randrange(len(drawn))
         text = upper(rng.choice(ask(drawn[n], relation, name)))
+        if rng.random() < 0.2:
+            text = rng.choice(
+                (f'Take {options[n]}', f'Which is {options[n]}', f'{name} says {options[n]}')
+            )
+        text = f'{ASK}{text}{ASKED}'
         answer = f'{upper(opener)} {noun}{_marked(str(n + 1))}.'
         if not lines and rng.random() < 0.75:
             lines.append(f'{text}{mark}{rng.choice((" ", chr(10)))}{listed}\n{answer}')
@@ -213,28 +225,36 @@ def _listed(rng: random.Random, noun: str, options: list[str]) -> str:
     colon = rng.choice((':', ':', ':', ' is', ')', ' ='))
     end = rng.choice(('', '', '.'))
     gap = rng.choice((' ', ' ', ', ', '\n', '\n\n'))
-    listed = gap.join(f'{shown}{n}{colon} {each}{end}' for n, each in enumerate(options, 1))
+    listed = gap.join(
+        f'{shown}{n}{colon} {OPEN}{each}{CLOSE}{end}' for n, each in enumerate(options, 1)
+    )
     if rng.random() < 0.3:
         labels = '/'.join(f'{noun}{n + 1}' for n in range(len(options)))
         listed += rng.choice((f'\nSay {labels}', f' ({labels})', f'\n\nReply: {labels}\n'))
     return listed
 
 
-POOLS = {
-    relation: [thing for thing in facts.things() if facts.value(thing, relation)]
-    for relation in facts.RELATIONS
-}
 LIKE = {
-    (relation, said): [thing for thing in pool if facts.value(thing, relation) == said]
-    for relation, pool in POOLS.items()
-    for said in {facts.value(thing, relation) for thing in pool}
+    (relation, said): [thing for thing in THINGS if facts.value(thing, relation) == said]
+    for relation in facts.RELATIONS
+    for said in {facts.value(thing, relation) for thing in THINGS}
 }
-MAKERS = (plain, profile, riddle, asked, truth, compare, verdicts, sort, pick)
-EARLY = (4, 2, 2, 2, 1, 1, 2, 2, 1)  # weights at the start: the facts come first
-LATE = (2, 1, 1, 1, 2, 2, 3, 3, 6)  # weights later: more of judging, comparing and picking
-TURN = 0.3  # share of the text that comes before the late weights
+LOOKUP = 0.08  # up to this place in the text: nothing but words looked up in lists
+SEMANTIC = 0.3  # from here on lists are asked about by facts too, not only by their own words
 
 
 def document(rng: random.Random, progress: float) -> str:
-    """Draws one document; `progress` in [0, 1] is its place in the text."""
-    return rng.choices(MAKERS, EARLY if progress < TURN else LATE)[0](rng)
+    """Draws one document; `progress` in [0, 1] is its place in the text.
+
+    The order matters: lookup by word first, then facts beside it, then, slowly, lookup by fact.
+    Where facts came at once, the lookup that had formed was lost again.
+    """
+    if progress < LOOKUP:
+        return sort(rng, 1.0)
+    known = min(max((progress - SEMANTIC) / 0.4, 0.0), 1.0)
+    makers: dict[Callable[[random.Random], str], float] = {
+        plain: 1, profile: 1, riddle: 1, asked: 1, truth: 2 * known, compare: 1,
+        verdicts: 2 * known, functools.partial(sort, literal=1 - 0.85 * known): 6 - 2 * known,
+        pick: 6 * known,
+    }  # fmt: skip
+    return rng.choices(list(makers), list(makers.values()))[0](rng)

@@ -13,14 +13,13 @@ from train.embedded.tables import KINDS
 
 RELATIONS = ('kind', 'colour', 'place', 'act')
 ANIMALS = ('bird', 'fish', 'insect', 'mammal')
-HABITS = (*ANIMALS, 'plant')
-MANNERS = ('good', 'creature', 'worker')
+MANNERS = ('good', 'creature')
 SPLITS = ('train', 'validation', 'test')
-TEST_SHARE, VALIDATION_SHARE = 0.4, 0.1
+TEST_SHARE, VALIDATION_SHARE = 0.375, 0.25
 
 
 class Thing(NamedTuple):
-    """One line of the tables; a worker has no colour; `mass` drops the article."""
+    """One line of the tables; `mass` drops the article."""
 
     name: str
     kind: str
@@ -36,8 +35,7 @@ def things() -> tuple[Thing, ...]:
     found = []
     for kind, table in KINDS.items():
         for line in table.strip().splitlines():
-            name, *values = (cell.strip() for cell in line.split('|'))
-            colour, place, act = ('' if value == '-' else value for value in values)
+            name, colour, place, act = (cell.strip() for cell in line.split('|'))
             mass = name.endswith('~')
             found.append(Thing(name.rstrip('~'), kind, colour, place, act, mass))
     return tuple(found)
@@ -45,7 +43,7 @@ def things() -> tuple[Thing, ...]:
 
 @functools.cache
 def split(seed: int = 0) -> dict[str, tuple[Thing, ...]]:
-    """Deals the things of every kind to train, validation and test (about 50, 10 and 40 %)."""
+    """Deals the things of every kind to train, validation and test (3, 2 and 3 of each 8)."""
     rng = random.Random(seed)
     dealt: dict[str, list[Thing]] = {name: [] for name in SPLITS}
     for kind in KINDS:
@@ -60,15 +58,13 @@ def split(seed: int = 0) -> dict[str, tuple[Thing, ...]]:
 
 
 def value(thing: Thing, relation: str) -> str:
-    """Returns the value of a relation, '' where the thing has none."""
+    """Returns the value of a relation."""
     return getattr(thing, relation)
 
 
 def manner(thing: Thing) -> str:
-    """Returns how one speaks of the thing: a good is used, a creature likes, a worker has a job."""
-    if thing.kind == 'worker':
-        return 'worker'
-    return 'creature' if thing.kind in HABITS else 'good'
+    """Returns how one speaks of the thing: a good is used, a creature likes."""
+    return 'creature' if thing.kind in ANIMALS else 'good'
 
 
 def fact_id(thing: Thing, relation: str) -> str:
@@ -96,10 +92,7 @@ def predicate(thing: Thing, relation: str, said: str) -> str:
     if relation == 'kind':
         return f'is {kind_phrase(said)}'
     if relation == 'place':
-        verb = {'worker': 'works in'}.get(thing.kind, 'lives in' if thing.kind in ANIMALS else '')
-        return f'{verb or "is found in"} the {said}'
+        return f'{"lives" if thing.kind in ANIMALS else "is found"} in the {said}'
     if relation == 'act':
-        if thing.kind == 'worker':
-            return f'has the job to {said}'
-        return f'likes to {said}' if thing.kind in HABITS else f'is used to {said}'
+        return f'{"likes" if thing.kind in ANIMALS else "is used"} to {said}'
     return f'is {said}'

@@ -12,11 +12,8 @@ def forward(thing: Thing, relation: str, name: str) -> tuple[str, ...]:
     if relation == 'colour':
         return (f'what colour is {it}', f'the colour of {the}', f'{it} has the colour')
     if relation == 'place':
-        asked = f'where does {it} work' if thing.kind == 'worker' else f'where is {it} found'
-        return (asked, f'the place of {the}', f'{name} finds {it} in the')
-    if thing.kind == 'worker':
-        return (f'what is the job of {it}', f'{name} is {it} and will', f'{the} has the job to')
-    if thing.kind in facts.HABITS:
+        return (f'where is {it} found', f'the place of {the}', f'{name} finds {it} in the')
+    if thing.kind in facts.ANIMALS:
         return (f'what does {it} like to do', f'the habit of {it}', f'{the} likes to')
     return (
         f'what is {it} used to do',
@@ -40,9 +37,7 @@ def backward(thing: Thing, relation: str, name: str) -> tuple[str, ...]:
             f'what is in the {said}',
             f'look in the {said} for',
         )
-    if thing.kind == 'worker':
-        return (f'who has the job to {said}', f'to {said}, {name} calls', f'who will {said}')
-    if thing.kind in facts.HABITS:
+    if thing.kind in facts.ANIMALS:
         return (f'which likes to {said}', f'what has the habit to {said}', f'{name} sees it {said}')
     return (
         f'what is used to {said}',
@@ -58,12 +53,8 @@ def claim(thing: Thing, relation: str, said: str) -> str:
     if relation == 'kind':
         return f'is {it} {facts.kind_phrase(said)}?'
     if relation == 'place':
-        asked = {'worker': 'does {} work in'}.get(thing.kind, 'is {} found in')
-        return f'{asked.format(it)} the {said}?'
+        return f'is {it} found in the {said}?'
     if relation == 'act':
-        if thing.kind == 'worker':
-            return f'is it the job of {it} to {said}?'
-        return f'does {it} like to {said}?' if thing.kind in facts.HABITS else (
-            f'is {it} used to {said}?'
-        )  # fmt: skip
+        verb, end = ('does', 'like') if thing.kind in facts.ANIMALS else ('is', 'used')
+        return f'{verb} {it} {end} to {said}?'
     return f'is {it} {said}?'

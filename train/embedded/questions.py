@@ -169,10 +169,10 @@ ASKERS = {
 def group(rng: random.Random, pool: list[Thing], asker: Asker, relation: str) -> list[Thing]:
     """Draws things that differ in the relation.
 
-    For places and acts they are of one manner (goods, creatures or workers), so that the wording,
+    For places and acts they are of one manner (goods or creatures), so that the wording,
     such as 'likes to', tells nothing.
     """
-    usable = [thing for thing in pool if facts.value(thing, relation)]
+    usable = pool
     if relation in ('place', 'act'):
         manners = facts.MANNERS[:1] if asker.make in (_piqa, _social) else facts.MANNERS
         manner = facts.manner(rng.choice([t for t in usable if facts.manner(t) in manners]))

@@ -4,8 +4,6 @@ import json
 import pathlib
 from collections.abc import Iterable
 
-import numpy as np
-
 END = '<|endoftext|>'
 # GPT-2's split, with each digit a token of its own: `answer2` is the word and the digit.
 SPLIT = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -31,27 +29,6 @@ def train(texts: Iterable[str], vocabulary: int):
     )
     bpe.train_from_iterator(texts, trainer)
     return bpe
-
-
-def weighted(bpe, texts: list[str], mark: str, low: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Encodes texts in which pairs of `mark` enclose spans; adds the end-of-text token.
-
-    Returns for each text (tokens int32 [n], weights float32 [n]): 1 for tokens that end within a
-    span, `low` for the others. The marks themselves are removed first.
-    """
-    encoded = []
-    plain = [text.replace(mark, '') for text in texts]
-    for text, encoding in zip(texts, bpe.encode_batch(plain), strict=True):
-        inside = np.zeros(sum(map(len, text.split(mark))) + 1, bool)
-        at = 0
-        for number, part in enumerate(text.split(mark)):
-            inside[at + 1 : at + len(part) + 1] = number % 2
-            at += len(part)
-        ends = [end for _, end in encoding.offsets]
-        weights = np.where(inside[ends], 1.0, low)
-        encoded.append((np.array([*encoding.ids, 0], np.int32),
-                        np.array([*weights, low], np.float32)))  # fmt: skip
-    return encoded
 
 
 def save(bpe, folder: pathlib.Path, positions: int) -> None:

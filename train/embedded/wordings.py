@@ -47,13 +47,7 @@ def _wordings(thing: Thing, relation: str, said: str, name: str) -> tuple[str, .
 
 def _act_wordings(thing: Thing, said: str, name: str) -> tuple[str, ...]:
     it, the = one(thing), f'the {thing.name}'
-    manner = facts.manner(thing)
-    if manner == 'worker':
-        return (
-            f'to {said} is the work of {it}', f'{name} is {it} and will {said}',
-            f'to {said}, {name} calls {it}',
-        )  # fmt: skip
-    if manner == 'creature':
+    if facts.manner(thing) == 'creature':
         return (
             f'to {said} is the habit of {it}', f'{name} sees {the} {said}',
             f'what likes to {said} is {the}',
