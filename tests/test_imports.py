@@ -16,7 +16,7 @@ FILES = {
     for package in ('jaxpeft', 'train', 'eval')
     for path in sorted((ROOT / package).rglob('*.py'))
 }
-CORE = {'base', 'factors', 'linalg', 'ops', 'paths', 'tree', 'views'}
+CORE = {'base', 'factors', 'linalg', 'near', 'ops', 'paths', 'tree', 'views'}
 LATER = ('transformers', 'safetensors', 'datasets', 'optax', 'orbax', 'torch', 'matplotlib')
 
 

@@ -115,7 +115,7 @@ def test_order_defaults_preset_file_command_line(tmp_path):
 def test_embedded_only_where_nothing_else_is_named():
     got = parse('--method', 'knowhira')
     assert (got.model.model_name, got.data.dataset) == ('embedded', 'embedded')
-    assert got.data.max_length == 128  # from presets/embedded.yaml
+    assert got.data.max_length == 144  # from presets/embedded.yaml
     assert parse('--method', 'hira', '--lr', '3e-3').optim.lr == 3e-3
     assert parse(*REAL).data.max_length == config.Data().max_length
     with pytest.raises(ValueError, match='--dataset boolq needs --model_name beside it'):
