@@ -141,8 +141,7 @@ def test_the_real_copies(shared_data):
 
 
 def test_importing_the_data_path_is_light():
-    # jax comes with jaxpeft, whose errors name the nearest choice; no device is touched.
-    heavy = ('datasets', 'transformers', 'torch', 'pyarrow')
+    heavy = ('datasets', 'transformers', 'torch', 'jax', 'pyarrow')
     code = (
         f'import sys, train.data, train.batching; print([m for m in {heavy} if m in sys.modules])'
     )

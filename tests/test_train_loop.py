@@ -192,6 +192,7 @@ def test_the_validation_loss_is_that_of_the_adapter_kept(tiny, tmp_path, capsys)
     built, data, outcome = start(tiny, tmp_path, '--eval_steps=1')
     losses = {line['step']: line['val_loss'] for line in lines(tmp_path)}
     best = min(losses, key=losses.get)
+    assert (outcome.ledger.best_step, outcome.ledger.best_loss) == (best, losses[best])
     _, kept = jp.load_adapter(tmp_path / 'adapter', built.params)
     programs = step.compile_programs(
         built.plan, built.forward, optimizer.make(train_tiny.config(tiny).optim, lambda n: 0.0),

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import tyro
 import yaml
 
-from jaxpeft.near import nearest
 from train import config as configs
 from train import options
 from train.config import Config
+from train.near import nearest
 from train.options import Source
 
 PRESETS = pathlib.Path(__file__).parent / 'presets'

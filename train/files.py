@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jaxpeft.near import nearest
+from train.near import nearest
 from train.rows import Collector, Row, to_row
 
 SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz', '.parquet')

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxpeft.near import nearest
+from train.near import nearest
 
 COLUMNS = ('instruction', 'input', 'output', 'answer')
 SHOWN = 5  # bad rows listed in a report; the rest is counted

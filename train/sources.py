@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Callable
 
-from jaxpeft.near import nearest
 from train import benchmarks, files, hub, rows
+from train.near import nearest
 from train.rows import Row
 
 SPLITS = ('train', 'test')

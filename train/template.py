@@ -14,7 +14,7 @@ styles `prompt(row, style) + target(row.output, style)` is the reference's train
 for character.
 """
 
-from jaxpeft.near import nearest
+from train.near import nearest
 from train.rows import Row
 
 PROMPT_STYLES = ('flat', 'llm-adapters')

@@ -92,20 +92,12 @@ def knowhira(
     def init(key, w):
         base.check_options('knowhira', w.shape, rank)
         key_ab, key_svd = jax.random.split(key)
-        sigma = _spectrum(key_svd, w)
+        sigma = _spectrum(key_svd, w, rank, svd_rank_ratio, sigma_norm, svd)
         a, b = how.draw(key_ab, *w.shape, rank)
         if spectrum_init_scale:
             a = a * (spectrum_init_scale * (0.1 + 0.9 * sigma / sigma[0]))[None, :]
         gate = {'gate': jnp.full(rank, gate_init, jnp.float32)} if adaptive_gating else {}
         return how.state(a, b, gate, {'sigma': sigma})
-
-    def _spectrum(key, w):
-        k = min(rank, max(1, int(svd_rank_ratio * min(w.shape))))
-        top = linalg.top_singular_values(w, k, method=svd, key=key)
-        size = {'max': top[0], 'sum': top.sum(), 'none': jnp.float32(1.0)}[sigma_norm]
-        # A kernel of zeros has no spectrum; the floor keeps its sigma at 0 and not NaN.
-        top = top / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
-        return jnp.concatenate([top, jnp.full(rank - k, top[-1])])
 
     def gamma(state):
         sigma = state.consts['sigma']
@@ -131,6 +123,16 @@ def knowhira(
         return ortho_lambda * (0.5 * gap_a + 0.1 * gap_b) / rank**2
 
     return base.Method(spec, init, apply, weight, penalty)
+
+
+def _spectrum(key, w, rank: int, ratio: float, norm: str, svd: str):
+    """sigma [rank]: the kernel's top singular values, normalised; the last repeated if too few."""
+    k = min(rank, max(1, int(ratio * min(w.shape))))
+    top = linalg.top_singular_values(w, k, method=svd, key=key)
+    size = {'max': top[0], 'sum': top.sum(), 'none': jnp.float32(1.0)}[norm]
+    # A kernel of zeros has no spectrum; the floor keeps its sigma at 0 and not NaN.
+    top = top / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+    return jnp.concatenate([top, jnp.full(rank - k, top[-1])])
 
 
 def _check(svd_rank_ratio: float, ortho_lambda: float, spectrum_init_scale: float) -> None:

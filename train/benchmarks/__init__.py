@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from jaxpeft.near import nearest
+from train.near import nearest
 from train.rows import Row
 
 EIGHT = (

@@ -42,12 +42,7 @@ def _draw(rng: random.Random, relation: str, count: int) -> list[Thing]:
     if rng.random() < 0.5:
         manner = facts.manner(rng.choice(pool))
         pool = tuple(thing for thing in pool if facts.manner(thing) == manner)
-    drawn: list[Thing] = []
-    while len(drawn) < count:
-        thing = rng.choice(pool)
-        if all(facts.value(thing, relation) != facts.value(other, relation) for other in drawn):
-            drawn.append(thing)
-    return drawn
+    return facts.differing(rng, pool, relation, count)
 
 
 def plain(rng: random.Random) -> str:

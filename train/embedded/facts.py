@@ -7,6 +7,7 @@ the base knows of a test thing it knows from its own pretraining text and from n
 
 import functools
 import random
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from train.embedded.tables import KINDS
@@ -60,6 +61,16 @@ def split(seed: int = 0) -> dict[str, tuple[Thing, ...]]:
 def value(thing: Thing, relation: str) -> str:
     """Returns the value of a relation."""
     return getattr(thing, relation)
+
+
+def differing(rng: random.Random, pool: Sequence[Thing], relation: str, count: int) -> list[Thing]:
+    """Draws `count` things with as many values of a relation; the pool must have these values."""
+    drawn: list[Thing] = []
+    while len(drawn) < count:
+        thing = rng.choice(pool)
+        if all(value(thing, relation) != value(other, relation) for other in drawn):
+            drawn.append(thing)
+    return drawn
 
 
 def manner(thing: Thing) -> str:

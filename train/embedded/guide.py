@@ -16,7 +16,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.models.attention import Attention
+from jaxpeft.models.attention import Attention, masked_softmax, visible
 from train.embedded.marks import Encoded
 
 Array = jax.Array
@@ -25,16 +25,15 @@ Array = jax.Array
 def spy(seen: list[Array]) -> Callable:
     """Returns an interceptor that appends each layer's attention [B, H, T, S] to `seen`.
 
-    For an unrolled model on whole rows: causal, one segment, no window shorter than the row.
+    For an unrolled model with as many key heads as query heads, without a cache.
     """
 
     def interceptor(call, args, kwargs, context):
         if not isinstance(context.module, Attention):
             return call(*args, **kwargs)
         q, k, v = (x.transpose(0, 2, 1, 3) for x in args)
-        causal = jnp.tril(jnp.ones((q.shape[2],) * 2, bool))
-        scores = jnp.where(causal[None, None], q @ k.transpose(0, 1, 3, 2), -1e9)
-        seen.append(jax.nn.softmax(scores, -1))
+        scores = context.module.scale * (q @ k.transpose(0, 1, 3, 2))
+        seen.append(masked_softmax(scores, visible(**kwargs)[:, None]))
         return (seen[-1] @ v).transpose(0, 2, 1, 3)
 
     return interceptor

@@ -145,7 +145,7 @@ def initial(setup: Setup, model) -> Tree:
         if int(i) == 1:
             attention['out_proj']['kernel'] = 0.15 * attention['v_proj']['kernel'].T
         elif int(i) > 1:
-            attention['q_proj']['kernel'] = attention['k_proj']['kernel'] + 0.0
+            attention['q_proj']['kernel'] = attention['k_proj']['kernel']
     return params
 
 

@@ -10,7 +10,7 @@ import gzip
 import json
 import pathlib
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from train import benchmarks, template
@@ -166,29 +166,23 @@ ASKERS = {
 }
 
 
-def group(rng: random.Random, pool: list[Thing], asker: Asker, relation: str) -> list[Thing]:
+def group(rng: random.Random, pool: Sequence[Thing], asker: Asker, relation: str) -> list[Thing]:
     """Draws things that differ in the relation.
 
     For places and acts they are of one manner (goods or creatures), so that the wording,
     such as 'likes to', tells nothing.
     """
-    usable = pool
     if relation in ('place', 'act'):
         manners = facts.MANNERS[:1] if asker.make in (_piqa, _social) else facts.MANNERS
-        manner = facts.manner(rng.choice([t for t in usable if facts.manner(t) in manners]))
-        usable = [thing for thing in usable if facts.manner(thing) == manner]
-    drawn: list[Thing] = []
-    while len(drawn) < asker.size:
-        thing = rng.choice(usable)
-        if all(facts.value(thing, relation) != facts.value(other, relation) for other in drawn):
-            drawn.append(thing)
-    return drawn
+        manner = facts.manner(rng.choice([t for t in pool if facts.manner(t) in manners]))
+        pool = [thing for thing in pool if facts.manner(thing) == manner]
+    return facts.differing(rng, pool, relation, asker.size)
 
 
 def rows(task: str, name: str, count: int | None = None, seed: int = 0) -> Iterator[dict]:
     """Yields the rows of a task and split in the schema of the local benchmark files."""
     rng = random.Random(f'{seed} {task} {name}')
-    asker, pool = ASKERS[task], list(facts.split()[name])
+    asker, pool = ASKERS[task], facts.split()[name]
     made: list[Question] = []
     count = count or COUNTS[name]
     turn = 0
