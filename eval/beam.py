@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from eval.prefill import Cache, prefill, spread, step, used
+from eval.prefill import Cache, carried, prefill, spread, step, used
 
 _NEVER = -1e9  # a score that no sequence reaches, finite so that sums of it compare
 
@@ -130,4 +130,4 @@ def _reorder(cache: Cache, source: jax.Array, prompt: int) -> Cache:
         name: cache[name].at[:, :, prompt:].set(cache[name][:, rows, prompt:])
         for name in ('k', 'v')
     }
-    return {**cache, **moved}
+    return {**cache, **moved, **carried(cache, lambda leaf: leaf[rows])}

@@ -14,6 +14,7 @@ import numpy as np
 
 Cache = dict[str, jax.Array]
 _ROW_AXIS = {'k': 1, 'v': 1, 'pos': 0, 'seg': 0}  # of a cache's leaves; the slots come next
+_CARRIED = 'structure'  # a tree of one state a row, where an adapter follows the text's structure
 
 
 @functools.partial(jax.jit, static_argnames=('forward', 'model'))
@@ -58,6 +59,7 @@ def prefill(run: Callable, model: Any, prefix: Cache | None, tokens, lengths, sp
     cache = model.init_cache(B, P + T + spare)
     if prefix is not None:
         cache = {name: _insert(name, leaf, prefix[name]) for name, leaf in cache.items()}
+        cache |= carried(prefix, lambda leaf: jnp.repeat(leaf, B, axis=0))
     pads = (T - lengths)[:, None]
     slots = jnp.arange(T, dtype=jnp.int32)[None, :]
     logits, cache = run(
@@ -86,10 +88,16 @@ def _insert(name: str, leaf: jax.Array, prefix: jax.Array) -> jax.Array:
 
 def spread(cache: Cache, times: int) -> Cache:
     """Repeats every row of a cache `times` times, a row's copies side by side."""
-    return {
+    rows = {
         name: jnp.repeat(leaf, times, axis=_ROW_AXIS[name]) if name in _ROW_AXIS else leaf
         for name, leaf in cache.items()
     }
+    return rows | carried(cache, lambda leaf: jnp.repeat(leaf, times, axis=0))
+
+
+def carried(cache: Cache, change: Callable[[jax.Array], jax.Array]) -> Cache:
+    """The states that a cache carries besides its keys, each changed; {} where it has none."""
+    return {_CARRIED: jax.tree.map(change, cache[_CARRIED])} if _CARRIED in cache else {}
 
 
 def step(run: Callable, cache: Cache, token: jax.Array, position: jax.Array):

@@ -19,13 +19,19 @@ from jaxpeft.counts import count as count
 from jaxpeft.counts import summary as summary
 from jaxpeft.linen import bind as bind
 from jaxpeft.paths import targets as targets
+from jaxpeft.peft import export_merged as export_merged
+from jaxpeft.peft import export_peft as export_peft
+from jaxpeft.peft import import_peft as import_peft
+from jaxpeft.plans import compose as compose
 from jaxpeft.prepare import Prepared as Prepared
 from jaxpeft.prepare import prepare as prepare
 from jaxpeft.sharding import shardings as shardings
 from jaxpeft.tree import Plan as Plan
+from jaxpeft.tree import cast as cast
 from jaxpeft.tree import init as init
 from jaxpeft.tree import merge as merge
 from jaxpeft.tree import penalty as penalty
+from jaxpeft.views import layerwise as layerwise
 from jaxpeft.views import on as on
 
 __version__ = '0.1.0'

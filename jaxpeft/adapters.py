@@ -96,7 +96,10 @@ def _grouped(plan: tree.Plan, params: base.Tree) -> dict[str, list[tuple[int | N
 def _rule_spec(pattern: str, rule: Any) -> dict[str, Any]:
     viewed = isinstance(rule, views.Viewed)
     method = rule.method if viewed else rule
-    return {'pattern': pattern, 'spec': dict(method.spec), 'view': rule.pattern if viewed else None}
+    described: dict[str, Any] = {'pattern': pattern, 'spec': dict(method.spec), 'view': None}
+    if viewed:
+        described |= {'view': rule.pattern, 'ranks': list(rule.ranks)}
+    return described
 
 
 def _entry(members: list[tuple[int | None, tree.Site]], params: base.Tree) -> dict[str, Any]:
@@ -170,21 +173,37 @@ def load_adapter(
 def _plan(described: Any, params: base.Tree, factories: Mapping[str, Any]) -> dict[str, Any]:
     """The saved plan; where its patterns name other paths in this layout, one that lists them."""
     rules: list[Any] = []
-    for rule in described['rules']:
-        method = methods.rebuild(rule['spec'], factories)
-        rules.append(views.on(method, rule['view']) if rule['view'] else method)  # type: ignore[arg-type]
+    for number, rule in enumerate(described['rules']):
+        spec = _for_layout(rule['spec'], number, described['sites'], params)
+        made: Any = methods.rebuild(spec, factories)
+        made = views.on(made, rule['view']) if rule['view'] else made
+        rules.append(views.layerwise(made, rule['ranks']) if rule.get('ranks') else made)
     return {
-        _pattern(rule['pattern'], number, described['sites'], params): made
-        for number, (rule, made) in enumerate(zip(described['rules'], rules, strict=True))
+        _pattern(rule['pattern'], number, described['sites'], params): one
+        for number, (rule, one) in enumerate(zip(described['rules'], rules, strict=True))
     }
+
+
+def _for_layout(
+    spec: Mapping[str, Any], number: int, sites: Mapping[str, Any], params: base.Tree
+) -> Mapping[str, Any]:
+    """The spec; an override's with the stack that its layers have in this base, if they do."""
+    if 'stack' not in spec:
+        return spec
+    if any(paths.canonical(path)[1] is not None for path, _ in paths.flatten(params)):
+        return {**spec, 'stack': []}
+    layers = [e['layers'] for e in sites.values() if e['rule'] == number and e['layers']]
+    return {**spec, 'stack': [len(layers[0])]} if layers else spec
 
 
 def _pattern(pattern: str, number: int, sites: Mapping[str, Any], params: base.Tree) -> str:
     """The rule's own pattern if it matches just its sites here, else their paths one by one."""
+    if pattern.startswith(tree.SHARED):
+        return pattern
     suffix = f'/{tree.OVERRIDE}'
     wanted = {name for name, entry in sites.items() if entry['rule'] == number}
     leaves = [path for path, _ in paths.flatten(params)]
-    here = [p for p in leaves if paths.canonical(p)[0] in wanted]
+    here = [p for p in leaves if _saved(p, {name: sites[name] for name in wanted})]
     if any(name.endswith(suffix) for name in wanted):
         return pattern
     matched = [p for p in leaves if re.fullmatch(pattern, p)]
@@ -192,6 +211,13 @@ def _pattern(pattern: str, number: int, sites: Mapping[str, Any], params: base.T
     if {p for p in matched if paths.canonical(p)[0] not in taken} == set(here) or not here:
         return pattern
     return '|'.join(re.escape(p) for p in here)
+
+
+def _saved(path: str, sites: Mapping[str, Any]) -> bool:
+    """Whether a leaf is one of the saved sites, in one of the layers that were adapted."""
+    name, layer = paths.canonical(path)
+    layers = sites[name]['layers'] if name in sites else []
+    return name in sites and (layer is None or layers is None or layer in layers)
 
 
 def _check_base(folder: Any, saved: Mapping[str, Any], grouped: Any, params: base.Tree) -> None:

@@ -37,16 +37,24 @@ class Method(NamedTuple):
       init: `(key, w) -> State`.
       apply: `(state, w, x [..., n], *, key=None, side=None) -> y [..., m]`, what replaces
         `x @ w`, in that product's dtype. `key=None` means no dropout; `side` is what `bind` got.
+        None: the method is of any leaf, kernel or not; `bind` puts `weight(state, leaf)` in the
+        leaf's place before the call (full fine-tuning, trained biases).
       weight: `(state, w) -> [n, m]` float32, the effective kernel; None where the method depends
         on its input and so cannot be merged.
       penalty: `(state, w) -> ()` float32, added to the loss once per update.
+      lookup: `(state, w [V, D], ids [...]) -> [..., D]` float32, what the update adds to the rows
+        of an embedding table; None where the method has no form for tables.
+      attend: `(state, w [V, D], x [..., D]) -> [..., V]` float32, what the update adds to
+        `x @ w.T`, a tied head's logits.
     """
 
     spec: Mapping[str, Any]
     init: Callable[..., State]
-    apply: Callable[..., Array]
+    apply: Callable[..., Array] | None
     weight: Callable[..., Array] | None
     penalty: Callable[..., Array]
+    lookup: Callable[..., Array] | None = None
+    attend: Callable[..., Array] | None = None
 
 
 class Override(NamedTuple):

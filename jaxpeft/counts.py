@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpeft import base, paths, tree
+from jaxpeft import base, methods, paths, ranks, tree
 
 
 def count(state: base.State) -> int:
@@ -14,22 +14,21 @@ def count(state: base.State) -> int:
     Where a site's `consts['rank']` says that layers use less than the padded rank, only the used
     columns and rows are counted. Works on shapes (`jax.eval_shape`) where no rank is padded.
     """
-    ranks = {p.rsplit('/', 1)[0]: v for p, v in paths.flatten(state.consts) if p.endswith('/rank')}
+    used = {p.rsplit('/', 1)[0]: v for p, v in paths.flatten(state.consts) if p.endswith('/rank')}
     return sum(
-        _acting(leaf, ranks.get(p.rsplit('/', 1)[0])) for p, leaf in paths.flatten(state.params)
+        _acting(p.rsplit('/', 1)[-1], leaf, used.get(p.rsplit('/', 1)[0]))
+        for p, leaf in paths.flatten(state.params)
     )
 
 
-def _acting(leaf: Any, rank: Any) -> int:
+def _acting(name: str, leaf: Any, rank: Any) -> int:
     """A leaf's numbers, or the part of them that lies in used ranks."""
     size = math.prod(leaf.shape)
-    if rank is None:
+    axis = ranks.COUNTED.get(name)
+    if rank is None or axis is None or leaf.ndim == rank.ndim:
         return size
-    used = np.asarray(rank)
-    padded = int(used.max()) if used.size else 0
-    if padded not in leaf.shape[used.ndim :]:
-        return size
-    return size // (padded * max(used.size, 1)) * int(used.sum())
+    layers = max(math.prod(rank.shape), 1)
+    return size // (layers * leaf.shape[axis]) * int(np.asarray(rank).sum())
 
 
 def summary(plan: tree.Plan, state: base.State, params: base.Tree) -> str:
@@ -46,19 +45,30 @@ def summary(plan: tree.Plan, state: base.State, params: base.Tree) -> str:
     leaves = dict(paths.flatten(params))
     rows: list[tuple[str, ...]] = [('path', 'method', 'kernel', 'rank', 'trainable')]
     for site in tree.sites(plan, params):
-        one = tree.site_state(state, site)
-        shape = 'x'.join(map(str, leaves[site.path].shape)) if site.view is not None else 'module'
+        one = base.State(tree.leaves_of(state.params, site), tree.leaves_of(state.consts, site))
+        shape = 'shared' if site.shared else 'module'
+        if site.view is not None:
+            shape = 'x'.join(map(str, leaves[site.path].shape))
         spec = site.method.spec
         numbers = count(base.State({'site': one.params}, {'site': one.consts}))
         rows.append((site.path, spec['name'], shape, str(spec.get('rank', '-')), f'{numbers:,}'))
     total = sum(math.prod(leaf.shape) for leaf in leaves.values())
     trained = count(state)
-    return '\n'.join(
-        [
-            *_table(rows),
-            f'{trained:,} trainable over {total:,} frozen numbers: {100 * trained / total:.4f} %',
-        ]
-    )
+    last = f'{trained:,} trainable over {total:,} frozen numbers: {100 * trained / total:.4f} %'
+    idle = trained - _active(plan, state, params)
+    more = [f'{trained - idle:,} of them active in each forward pass'] if idle else []
+    return '\n'.join([*_table(rows), last, *more])
+
+
+def _active(plan: tree.Plan, state: base.State, params: base.Tree) -> int:
+    """The trainable numbers that one forward pass uses: a method may choose among its own."""
+    total = 0
+    for site in tree.sites(plan, params):
+        one = base.State(tree.leaves_of(state.params, site), tree.leaves_of(state.consts, site))
+        name = site.method.spec['name']
+        chosen = getattr(methods.module(name), 'active', None) if name in methods.names() else None
+        total += count(one) if chosen is None else chosen(site.method.spec)
+    return total
 
 
 def _table(rows: list[tuple[str, ...]], width: int = 100) -> list[str]:

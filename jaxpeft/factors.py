@@ -95,3 +95,52 @@ def parse(name: str, init_ab: str, train_ab: str) -> Factors:
 def get(state: base.State, name: str) -> base.Array:
     """A factor from where it lies: `params` when it trains, `consts` when it does not."""
     return state.params[name] if name in state.params else state.consts[name]
+
+
+def scaling(rank: int, alpha: float | None, rslora: bool) -> tuple[float, float]:
+    """`alpha` (2 r when None, as the commonsense papers set it) and `s = alpha / r`.
+
+    With `rslora` (Kalajdzievski 2023, arXiv 2312.03732) `s = alpha / sqrt(r)`, which keeps the
+    gradient's size as r grows.
+    """
+    alpha = 2.0 * rank if alpha is None else float(alpha)
+    # A rank below 1 is refused at init, with the kernel's shape.
+    divisor = max(rank, 1)
+    return alpha, alpha / (math.sqrt(divisor) if rslora else divisor)
+
+
+def scale_of(state: base.State, default: float) -> base.Array | float:
+    """The factor of the update: `consts['scale']` where a layer has its own, else the method's."""
+    return state.consts.get('scale', default)
+
+
+def update(state: base.State, scale: float, x: base.Array) -> base.Array:
+    """What the factors add to `x @ w`: `s (x A) B - (x U) Vt`, float32.
+
+    Args:
+      state: with `a [n, r]`, `b [r, m]`; perhaps the consts `u [n, r]`, `vt [r, m]`, a part of the
+        base that is taken out, and `scale`, which replaces the argument.
+      scale: s.
+      x: `[..., n]`, any float dtype.
+
+    Returns:
+      `[..., m]`.
+    """
+    x = x.astype(jnp.float32)
+    # On the r side of the product: the backward pass then keeps b itself and no scaled copy.
+    y = (scale_of(state, scale) * (x @ get(state, 'a'))) @ get(state, 'b')
+    if 'u' in state.consts:
+        y = y - (x @ state.consts['u']) @ state.consts['vt']
+    return y
+
+
+def pair(state: base.State, scale: float) -> tuple[base.Array, base.Array]:
+    """The update as one product: `p [n, q]`, `q [q, m]` with `p @ q = s A B - U Vt`, float32.
+
+    The inner side is r, or 2r where a part of the base is taken out.
+    """
+    a, b = get(state, 'a'), scale_of(state, scale) * get(state, 'b')
+    if 'u' not in state.consts:
+        return a, b
+    u, vt = state.consts['u'], state.consts['vt']
+    return jnp.concatenate([a, u], axis=1), jnp.concatenate([b, -vt], axis=0)

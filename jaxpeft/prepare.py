@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import base, linen, methods, models, paths, tree
+from jaxpeft import base, linen, methods, models, paths, plans, structure, tree
 
 
 class Prepared(NamedTuple):
@@ -33,7 +33,7 @@ def prepare(
 
     Args:
       name_or_dir: a local Hugging Face folder, a hub id, or 'embedded'.
-      method: a method's name (with its default options), or a method.
+      method: a method's name, or several joined by '+' (with default options), or a method.
       targets: module names to adapt, see `jp.targets`; the method's own when None.
       key: draws the adapter; `jax.random.key(0)` when None.
       dtype: of the base's parameters.
@@ -52,12 +52,14 @@ def prepare(
       >>> forward(state, {'params': params}, tokens).shape[-1] == model.config.vocab_size
       True
     """
-    made = methods.get(method)() if isinstance(method, str) else method
-    assert isinstance(made, base.Method)
-    name = made.spec['name']
-    if targets is None:
-        targets = methods.defaults(name) if name in methods.names() else 'all-linear'
     model, params, tokenizer = models.load(name_or_dir, dtype=dtype, scan=scan)
-    plan: dict[str, Any] = {paths.targets(params, targets): made}
+    if isinstance(method, str):
+        plan = plans.compose(model, params, method, targets=targets or ())
+    else:
+        name = method.spec['name']
+        own = methods.defaults(name) if name in methods.names() else 'all-linear'
+        plan = {paths.targets(params, targets or own): method}
     state = tree.init(plan, jax.random.key(0) if key is None else key, params)
-    return Prepared(model, params, tokenizer, plan, state, linen.bind(plan, model.apply))
+    forward = linen.bind(plan, model.apply)
+    forward = structure.if_planned(plan, forward, tokenizer, model.config.vocab_size)
+    return Prepared(model, params, tokenizer, plan, state, forward)

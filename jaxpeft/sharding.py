@@ -51,11 +51,16 @@ def shardings(plan: tree.Plan, state_shape: base.State, base_shardings: base.Tre
         placed = {}
         for path, leaf in paths.flatten(getattr(state_shape, part)):
             site, _, name = path.rpartition('/')
-            if site.endswith(f'/{tree.OVERRIDE}'):
+            if site.endswith(f'/{tree.OVERRIDE}') or site.startswith(tree.SHARED):
                 placed[path] = NamedSharding(_any_mesh(known), PartitionSpec())
                 continue
             pattern = next(p for p in plan if re.fullmatch(p, site))
-            sides = getattr(probes[pattern], part)[name].shape
+            probe = probes[pattern]
+            if probe is None:  # a leaf of the base as it is
+                placed[path] = _kernel(site, known)
+                continue
+            at = getattr(probe, part).get(name)
+            sides = () if at is None else at.shape  # layer-wise ranks are not a method's own
             placed[path] = _leaf(leaf, sides, _kernel(site, known), plan[pattern])
         return paths.nest(placed)
 
@@ -65,7 +70,7 @@ def shardings(plan: tree.Plan, state_shape: base.State, base_shardings: base.Tre
 def _probe(rule: Any) -> base.State | None:
     """The shapes of a method's leaves on a kernel whose sides can be told apart."""
     method = rule.method if isinstance(rule, views.Viewed) else rule
-    if isinstance(method, base.Override):
+    if isinstance(method, base.Override) or method.apply is None:
         return None
     kernel = jax.ShapeDtypeStruct((IN_PROBE, OUT_PROBE), jnp.float32)
     return jax.eval_shape(method.init, jax.random.key(0), kernel)
@@ -87,7 +92,8 @@ def _any_mesh(known: dict[str, Any]) -> Any:
 def _leaf(leaf: Any, sides: tuple[int, ...], kernel: NamedSharding, rule: Any) -> NamedSharding:
     """The kernel's sharding carried over to a leaf whose probed shape is `sides`."""
     stack = leaf.ndim - len(sides)
-    view = rule.view if isinstance(rule, views.Viewed) else views.View(stack, 1, 1)
+    viewed = rule.view if isinstance(rule, views.Viewed) else None
+    view = viewed or views.View(stack, 1, 1)
     spec = tuple(kernel.spec) + (None,) * (view.ndim - len(kernel.spec))
     ins, outs = spec[stack : stack + view.n_in], spec[stack + view.n_in :]
     axis = {IN_PROBE: _merged(ins), OUT_PROBE: _merged(outs)}

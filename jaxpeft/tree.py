@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jaxpeft import base, paths, views
+from jaxpeft import base, paths, ranks, views
 from jaxpeft.near import nearest
 
 Plan = Mapping[str, base.Method | base.Override | views.Viewed]
 OVERRIDE = '~'  # an override's leaves lie under this name, apart from the kernels of its module
+SHARED = '~shared/'  # a plan's key that starts so is no path: what all layers share, held once
 
 
 class Site(NamedTuple):
@@ -23,18 +25,26 @@ class Site(NamedTuple):
     rule: int
     method: Any  # a Method, or an Override where view is None
     view: views.View | None
+    ranks: tuple[int, ...] = ()
+
+    @property
+    def shared(self) -> bool:
+        """Whether it is no place of the base but what its adapters share."""
+        return self.path.startswith(SHARED)
 
     @property
     def node(self) -> str:
         """Where the site's leaves lie in a state."""
-        return self.path if self.view is not None else f'{self.path}/{OVERRIDE}'
+        inside = self.view is None and not self.shared
+        return f'{self.path}/{OVERRIDE}' if inside else self.path
 
 
 def sites(plan: Plan, params: base.Tree) -> list[Site]:
     """Every place that a plan adapts, in sorted order of paths; the first matching rule wins.
 
     Kernels match by the path of their leaf, modules (for an `Override`) by their own. A module
-    without parameters is found when the rule's last name is literal: `'.*/self_attn/core'`.
+    without parameters is found when the rule's last name is literal: `'.*/self_attn/core'`. A key
+    `'~shared/NAME'` stands for itself.
 
     Raises:
       ValueError: for a rule that adapts nothing, with the nearest paths.
@@ -45,13 +55,16 @@ def sites(plan: Plan, params: base.Tree) -> list[Site]:
     for number, (pattern, rule) in enumerate(plan.items()):
         method = rule.method if isinstance(rule, views.Viewed) else rule
         is_module = isinstance(method, base.Override)
+        if pattern.startswith(SHARED):
+            found[pattern, True] = Site(pattern, number, _as_override(pattern, method), None)
+            continue
         candidates = _with_child(inner, pattern) if is_module else list(leaves)
         hits = [p for p in candidates if re.fullmatch(pattern, p) and (p, is_module) not in found]
         if not hits:
             raise ValueError(_nothing(pattern, candidates, {p for p, m in found if m == is_module}))
         for path in hits:
             view = None if is_module else views.of(_as_rule(rule), leaves[path].ndim, path)
-            found[path, is_module] = Site(path, number, method, view)
+            found[path, is_module] = Site(path, number, method, view, getattr(rule, 'ranks', ()))
     return [found[k] for k in sorted(found)]
 
 
@@ -61,8 +74,19 @@ def _as_rule(rule: Any) -> base.Method | views.Viewed:
     return rule
 
 
+def _as_override(pattern: str, method: Any) -> base.Override:
+    if not isinstance(method, base.Override):
+        raise TypeError(f'{pattern!r} takes an Override, whose call is run once a forward pass')
+    return method
+
+
 def _with_child(inner: list[str], pattern: str) -> list[str]:
-    """The module paths, and below each the parameterless child that a rule names literally."""
+    """The module paths; where the rule matches none, also below each the child that it names.
+
+    That is how a module without parameters is found: it has no path of its own in the tree.
+    """
+    if any(re.fullmatch(pattern, path) for path in inner):
+        return inner
     last = pattern.rsplit('/', 1)[-1]
     children = [f'{p}/{last}' for p in inner] if last.isidentifier() else []
     return sorted({*inner, *children})
@@ -90,8 +114,22 @@ def leaves_of(tree: base.Tree, site: Site) -> dict[str, Any]:
 
 
 def site_state(state: base.State, site: Site) -> base.State:
-    """The state of one site."""
-    return base.State(leaves_of(state.params, site), leaves_of(state.consts, site))
+    """The state of one site, floats in float32 whatever dtype they are kept in."""
+    one = base.State(leaves_of(state.params, site), leaves_of(state.consts, site))
+    return jax.tree.map(_as_float32, one)
+
+
+def _as_float32(leaf: Any) -> Any:
+    return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def cast(state: base.State, dtype: Any) -> base.State:
+    """The adapter with its trained leaves kept in another float dtype.
+
+    Half the bytes of a checkpoint and of the gradient; the arithmetic stays float32, and so do the
+    constants. bfloat16 has 8 bits: steps below 1/256 of a number are lost.
+    """
+    return state._replace(params=jax.tree.map(lambda leaf: leaf.astype(dtype), state.params))
 
 
 def stack_of(site: Site, leaf_shape: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -127,9 +165,9 @@ def map_stack(fn: Any, stack: tuple[int, ...], *args: base.Tree) -> base.Tree:
     return jax.tree.map(lambda x: x.reshape(*stack, *x.shape[1:]), out)
 
 
-def _vmap_stack(fn: Any, axes: int) -> Any:
+def vmap_stack(fn: Any, axes: int) -> Any:
     """`fn` over leading stack axes at once: a loop would copy its residuals for the gradient."""
-    return fn if axes == 0 else jax.vmap(_vmap_stack(fn, axes - 1))
+    return fn if axes == 0 else jax.vmap(vmap_stack(fn, axes - 1))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -180,9 +218,22 @@ def init(plan: Plan, key: base.Array, params: base.Tree) -> base.State:
             stack = stack_of(site, w.shape)
             keys = layer_keys(key, site.path, stack)
             state = _init_site(site.method.init, stack, keys, site.view.to_matrices(w))
+            if site.ranks:
+                state = ranks.masked(state, site.method.spec, _ranks_of(site, stack))
         trained.update({f'{site.node}/{name}': v for name, v in state.params.items()})
         consts.update({f'{site.node}/{name}': v for name, v in state.consts.items()})
     return base.State(paths.nest(trained), paths.nest(consts))
+
+
+def _ranks_of(site: Site, stack: tuple[int, ...]) -> np.ndarray:
+    """The ranks of a site's layers, in the shape of its stack."""
+    ranks.check(site.method.spec, site.ranks, site.path)
+    layer = paths.canonical(site.path)[1]
+    here = site.ranks if layer is None else site.ranks[layer : layer + 1]
+    if len(here) != math.prod(stack):
+        what = f'layer {layer}' if layer is not None else f'{math.prod(stack)} layers'
+        raise ValueError(f'{site.path} has {what}, {len(site.ranks)} layer-wise ranks were given')
+    return np.reshape(here, stack)
 
 
 def merge(plan: Plan, state: base.State, params: base.Tree, dtype: Any = None) -> base.Tree:
@@ -242,5 +293,5 @@ def penalty(plan: Plan, state: base.State, params: base.Tree) -> base.Array:
         if site.view is not None:
             args += (site.view.to_matrices(leaves[site.path]),)
         if one is not base.no_penalty:
-            total += _vmap_stack(one, len(stack_of(site, shape)))(*args).sum()
+            total += vmap_stack(one, len(stack_of(site, shape)))(*args).sum()
     return total

@@ -12,11 +12,15 @@ from typing import NamedTuple
 
 import jax
 
-from jaxpeft import base
+from jaxpeft import base, paths
 
 
 class View(NamedTuple):
-    """The number of stack, in and out axes of a kernel, in this order from the left."""
+    """The number of stack, in and out axes of a kernel, in this order from the left.
+
+    Without in and out axes it is the view of a leaf as it is, of any shape: what a method without
+    `apply` gets.
+    """
 
     stack: int
     n_in: int
@@ -39,15 +43,23 @@ class View(NamedTuple):
     def to_matrices(self, kernel: jax.Array) -> jax.Array:
         """`[*stack, *ins, *outs] -> [*stack, n, m]`."""
         stack, n, m = self.shape(kernel.shape)
-        return kernel.reshape(*stack, n, m)
+        return kernel.reshape(*stack, n, m) if self.n_in else kernel
 
 
 class Viewed(NamedTuple):
-    """A method with the view that its kernels are read in; made by `on`."""
+    """A method with more than its kernels' default reading; made by `on` and `layerwise`.
+
+    Attributes:
+      method: the method.
+      pattern: the view as it was written; None for the default view.
+      view: the same, read.
+      ranks: a rank for each layer; empty: the method's own for all.
+    """
 
     method: base.Method
-    pattern: str
-    view: View
+    pattern: str | None
+    view: View | None
+    ranks: tuple[int, ...] = ()
 
 
 def on(method: base.Method, pattern: str) -> Viewed:
@@ -70,6 +82,26 @@ def on(method: base.Method, pattern: str) -> Viewed:
       >>> plan = {r'.*/out/kernel': jp.on(jp.methods.lora(rank=4), '(h d) o')}
     """
     return Viewed(method, pattern, parse(pattern))
+
+
+def layerwise(rule: base.Method | Viewed, ranks: Sequence[int]) -> Viewed:
+    """Gives every layer a rank of its own; see `jaxpeft.ranks`.
+
+    Args:
+      rule: a method (or what `on` made of it) whose rank is the largest of `ranks`.
+      ranks: one a layer, layer 0 first.
+
+    Returns:
+      What stands in a plan in the method's place; `init` holds it against the model's layers.
+
+    Example:
+      >>> import jaxpeft as jp
+      >>> rule = jp.layerwise(jp.methods.lora(rank=8), [8, 6, 4])
+      >>> rule.ranks
+      (8, 6, 4)
+    """
+    viewed = rule if isinstance(rule, Viewed) else Viewed(rule, None, None)
+    return viewed._replace(ranks=tuple(ranks))
 
 
 def parse(pattern: str) -> View:
@@ -98,12 +130,18 @@ def of(rule: base.Method | Viewed, ndim: int, path: str) -> View:
     Raises:
       ValueError: when the kernel's axes do not fit the rule's view.
     """
+    viewed = rule if isinstance(rule, Viewed) else Viewed(rule, None, None)
+    if viewed.method.apply is None:
+        if viewed.view is not None or viewed.ranks:
+            raise ValueError(f'{path}: {viewed.method.spec["name"]} takes leaves as they are')
+        return View(int(paths.stacked(path) and ndim > 0), 0, 0)
     if ndim < 2:
         raise ValueError(f'{path}: a kernel has at least two axes (in, out), this one has {ndim}')
-    if not isinstance(rule, Viewed):
+    if viewed.view is None:
         return View(ndim - 2, 1, 1)
-    if rule.view.ndim != ndim:
+    if viewed.view.ndim != ndim:
         raise ValueError(
-            f'{path}: the view {rule.pattern!r} has {rule.view.ndim} axes, the kernel has {ndim}'
+            f'{path}: the view {viewed.pattern!r} has {viewed.view.ndim} axes, '
+            f'the kernel has {ndim}'
         )
-    return rule.view
+    return viewed.view

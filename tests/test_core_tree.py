@@ -234,3 +234,12 @@ def test_a_method_of_ones_own_loads_by_name(params, key, tmp_path):
     new_plan, new = jp.load_adapter(tmp_path / 'a', params, methods={'mine': mine})
     np.testing.assert_array_equal(jp.count(new), jp.count(state))
     assert next(iter(new_plan.values())).spec['name'] == 'mine'
+
+
+def test_bare_layers_in_a_numbered_list_go_by_the_lists_name():
+    """As NNX and Equinox name them: `blocks/0/kernel`."""
+    params = {'blocks': {str(i): {'kernel': jnp.ones((4, 4))} for i in range(2)}, 'head': {}}
+    for names in ('all-linear', 'blocks'):
+        plan = {jp.targets(params, names): jp.methods.lora(rank=1)}
+        state = jp.init(plan, jax.random.key(0), params)
+        assert set(state.params['blocks']) == {'0', '1'}

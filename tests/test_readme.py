@@ -97,7 +97,9 @@ def check_program(module, argv):
 def test_flags_files_and_names_exist():
     """Whatever README sets in `code` and looks like a flag or a path of the repository."""
     programs = [importlib.import_module(f'eval.{name}').Args for name in ('run', 'generate')]
+    programs.append(importlib.import_module('train.preflight.__main__').Options)
     known = set(configs.flags()) | {f.name for args in programs for f in dataclasses.fields(args)}
+    known |= set(vars(importlib.import_module('eval.bench.__main__').parser().parse_args([])))
     text = re.sub(r'^```.*?^```$', '', README, flags=re.M | re.S)
     code = ' '.join(re.findall(r'`([^`\n]+)`', text))
     flags = {flag.replace('-', '_') for flag in re.findall(r'--([a-z][a-z_-]*)', code)}

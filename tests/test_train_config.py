@@ -8,7 +8,7 @@ import re
 import pytest
 
 import jaxpeft as jp
-from train import cli, config, rundir
+from train import cli, config, options, rundir
 
 REAL = ('--model_name=x', '--dataset=y.jsonl')
 
@@ -35,7 +35,7 @@ def test_every_flag_exists_and_help_groups_and_explains_it(capsys):
         assert f'{group} options' in text
     for flag in config.flags():
         assert re.search(rf'--{flag}\b', text), flag
-    assert text.count('(default: ') >= len(config.flags()) - 2
+    assert re.sub(r'[│\s]+', ' ', text).count('(default: ') >= len(config.flags()) - 2
     for group in config.GROUPS:  # a help line for every flag: its docstring
         source = inspect.getsource(type(getattr(config.Config(), group)))
         fields = dataclasses.fields(getattr(config.Config(), group))
@@ -56,8 +56,8 @@ def test_the_command_of_the_design():
         --adaptive_gating --batch 8 --grad_acc 4 --lr 1e-4 --epoch 3.0"""
     got = parse(*command.split())
     assert got.model.model_name == 'EleutherAI/gpt-neo-1.3B'
-    assert got.options['rank'] == 32
-    assert got.options['adaptive_gating'] is True
+    assert got.options['knowhira']['rank'] == 32
+    assert got.options['knowhira']['adaptive_gating'] is True
     assert (got.optim.batch, got.optim.grad_acc, got.optim.lr, got.optim.epoch) == (8, 4, 1e-4, 3.0)
 
 
@@ -68,18 +68,19 @@ def test_dashes_work_as_underscores_do():
 def test_method_flags_reach_the_factory_and_the_rest_keeps_its_own_defaults():
     got = parse('--method', 'lora', *REAL, '--r_ab', '6', '--dropout', '0.1')
     expected = {p.name: p.default for p in inspect.signature(jp.methods.lora).parameters.values()}
-    assert got.options == expected | {'rank': 6, 'dropout': 0.1}
+    assert got.options['lora'] == expected | {'rank': 6, 'dropout': 0.1}
     no_gates = parse('--method', 'knowhira', *REAL, '--no_adaptive_gating')
-    assert no_gates.options['adaptive_gating'] is False
+    assert no_gates.options['knowhira']['adaptive_gating'] is False
 
 
 def test_set_is_checked_against_the_signature_and_typed():
     got = parse('--method', 'lora', *REAL, '--set', 'method.alpha=64', '--set', 'lora.rslora=true')
-    assert got.options['alpha'] == 64
-    assert got.options['rslora'] is True
-    assert parse(*REAL, '--set', 'method.gate_init=-1').options['gate_init'] == -1.0
-    assert parse(*REAL, '--set', 'method.ortho_lambda=1e-3').options['ortho_lambda'] == 1e-3
-    with pytest.raises(ValueError, match=r'gate_inti; nearest: --set method\.gate_init'):
+    assert got.options['lora']['alpha'] == 64
+    assert got.options['lora']['rslora'] is True
+    assert parse(*REAL, '--set', 'method.gate_init=-1').options['knowhira']['gate_init'] == -1.0
+    got = parse(*REAL, '--set', 'method.ortho_lambda=1e-3')
+    assert got.options['knowhira']['ortho_lambda'] == 1e-3
+    with pytest.raises(ValueError, match=r'gate_inti; nearest: gate_init'):
         parse(*REAL, '--set', 'method.gate_inti=1')
     with pytest.raises(ValueError, match='must be a float like'):
         parse(*REAL, '--set', 'method.gate_init=high')
@@ -93,8 +94,8 @@ def test_a_flag_that_the_method_does_not_take_is_an_error_from_the_user_a_note_f
     with pytest.raises(ValueError, match=r'lora takes no --knowledge_alpha; .*--r_ab'):
         parse('--method', 'lora', *REAL, '--knowledge_alpha', '0.5')
     got, notes = cli.parse(['--preset', 'knowhira-gpt-neo-1.3b-r32', '--method', 'lora'])
-    assert got.options['rank'] == 32
-    assert 'knowledge_alpha' not in got.options
+    assert got.options['lora']['rank'] == 32
+    assert 'knowledge_alpha' not in got.options['lora']
     assert len(notes) == 1
     assert 'lora takes no --knowledge_alpha' in notes[0]
 
@@ -108,8 +109,8 @@ def test_order_defaults_preset_file_command_line(tmp_path):
     assert got.optim.batch == 24  # preset
     assert got.optim.grad_acc == 7  # file over preset (12)
     assert got.optim.lr == 1e-2  # command line over file over preset
-    assert got.options['adaptive_gating'] is False
-    assert got.options['gate_init'] == -2.0
+    assert got.options['knowhira']['adaptive_gating'] is False
+    assert got.options['knowhira']['gate_init'] == -2.0
 
 
 def test_embedded_only_where_nothing_else_is_named():
@@ -117,6 +118,8 @@ def test_embedded_only_where_nothing_else_is_named():
     assert (got.model.model_name, got.data.dataset) == ('embedded', 'embedded')
     assert got.data.max_length == 144  # from presets/embedded.yaml
     assert parse('--method', 'hira', '--lr', '3e-3').optim.lr == 3e-3
+    assert got.optim.lr == 1e-2  # ten times the method's usual rate
+    assert parse('--method', 'lora+daa').optim.lr == 1e-3
     assert parse(*REAL).data.max_length == config.Data().max_length
     with pytest.raises(ValueError, match='--dataset boolq needs --model_name beside it'):
         parse('--dataset', 'boolq')
@@ -141,10 +144,10 @@ def test_presets_begin_with_their_command_and_resolve(path):
 def test_the_seeds_script():
     got = parse('--preset', 'knowhira-gpt-neo-1.3b-r48')
     assert got.optim.batch * got.optim.grad_acc == 288
-    assert got.options['rank'] == 48
-    assert got.options['knowledge_alpha'] == 0.7
-    assert got.options['ortho_lambda'] == 2e-5
-    assert got.options['spectrum_init_scale'] == 0.05
+    assert got.options['knowhira']['rank'] == 48
+    assert got.options['knowhira']['knowledge_alpha'] == 0.7
+    assert got.options['knowhira']['ortho_lambda'] == 2e-5
+    assert got.options['knowhira']['spectrum_init_scale'] == 0.05
     assert (got.optim.epoch, got.optim.seed, got.optim.warmup) == (4.0, 42, 200)
     assert got.validation.early_stop_patience == 5
 
@@ -227,3 +230,45 @@ def test_a_folder_of_another_configuration_is_refused_naming_the_keys(tmp_path):
     must = parse(*REAL, where, '--lr', '1e-3', '--resume', 'must')
     with pytest.raises(ValueError, match='no checkpoint to continue from'):
         rundir.claim(must).__enter__()
+
+
+def test_several_methods_share_flags_and_keep_their_own_options():
+    argv = ['--method', 'lora+daa', *REAL, '--r_ab', '8', '--set', 'daa.num_buckets=64']
+    got = parse(*argv, '--set', 'lora.alpha=16')
+    assert got.options['lora']['rank'] == 8
+    assert got.options['lora']['alpha'] == 16
+    assert got.options['daa'] == {'num_buckets': 64, 'max_len': 2048}
+    saved = config.to_dict(got)
+    assert saved['method'] == 'lora+daa'
+    assert saved['method_options']['daa']['num_buckets'] == 64
+    assert config.to_dict(config.from_dict(saved)) == saved
+    with pytest.raises(ValueError, match=r'lora\+daa takes no --knowledge_alpha'):
+        parse('--method', 'lora+daa', *REAL, '--knowledge_alpha', '0.5')
+    with pytest.raises(ValueError, match='num_bukets; nearest: num_buckets'):
+        parse(*argv[:-2], '--set', 'daa.num_bukets=64')
+    with pytest.raises(ValueError, match="no method is called 'dax'; nearest: daa"):
+        parse('--method', 'lora+dax', *REAL)
+    with pytest.raises(ValueError, match='names lora twice'):
+        parse('--method', 'lora+lora', *REAL)
+
+
+def test_the_preset_lorada_is_lora_and_daa():
+    got = parse('--preset', 'lorada')
+    assert got.adapter.method == 'lora+daa'
+    assert (got.options['lora']['rank'], got.options['lora']['alpha']) == (8, 16.0)
+
+
+def test_flags_of_layers_and_patterns_are_read_and_refused():
+    got = parse(*REAL, '--no_scan', '--layers', '0,2-4', '--rank_pattern', 'q_proj=8,v_proj=4')
+    assert options.numbers('layers', got.adapter.layers) == [0, 2, 3, 4]
+    assert options.pairs('rank_pattern', got.adapter.rank_pattern, int) == {
+        'q_proj': 8, 'v_proj': 4,
+    }  # fmt: skip
+    for argv, message in (
+        (['--layers', '1'], 'needs --no_scan'),
+        (['--no_scan', '--layers', 'two'], "numbers and ranges such as 0,2,5-7, got 'two'"),
+        (['--rank_pattern', 'q_proj'], "name=int,.., got 'q_proj'"),
+        (['--alpha_pattern', 'q_proj=x'], "name=float,.., got 'q_proj=x'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse(*REAL, *argv)

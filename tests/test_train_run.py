@@ -75,7 +75,7 @@ def test_one_command_trains_evaluates_before_and_after_and_reports(
     results = json.loads((folder / 'results.json').read_text())
     assert set(results) == {'config', 'versions', 'train', 'before', 'after'}
     assert results['config'] == json.loads((folder / 'config.json').read_text())
-    assert results['config']['method_options']['rank'] == 4
+    assert results['config']['method_options']['knowhira']['rank'] == 4
     assert results['train']['steps'] == 6
     assert results['train']['trainable'] == 2 * 2 * (4 * (32 + 32) + 4)
     assert results['train']['seconds'] > 0

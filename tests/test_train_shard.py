@@ -40,19 +40,21 @@ def spec(array):
     return P(*axes)
 
 
-def train(tiny, shape):
+def train(tiny, shape, *flags):
     """(built, feed, programs, TrainState, losses) after STEPS updates on a mesh of this shape."""
-    config = train_tiny.config(
-        tiny, f'--mesh={shape}', '--grad_acc=2', '--train_on_inputs', '--ortho_lambda=0.01'
-    )
+    flags = flags or ('--ortho_lambda=0.01',)
+    config = train_tiny.config(tiny, f'--mesh={shape}', '--grad_acc=2', '--train_on_inputs', *flags)
     built = model.setup(config)
+    # More devices than cores: two programs in flight can lock each other out of a rendezvous.
+    jax.block_until_ready(built.state)
     data = feed.make(config, built.tokenizer, built.mesh)
     rate = optimizer.schedule(config.optim, data.steps)
     tx = optimizer.make(config.optim, rate)
     programs = step.compile_programs(
         built.plan, built.forward, tx, rate, built.mesh, built.state.params, 0
     )
-    now = programs.start(jax.tree.map(jnp.copy, built.state.params))
+    copied = jax.block_until_ready(jax.tree.map(jnp.copy, built.state.params))
+    now = jax.block_until_ready(programs.start(copied))
     losses = []
     for s in range(STEPS):
         fed = data.at(s)
@@ -103,6 +105,18 @@ def test_eight_devices_give_the_numbers_of_one(eight, one):
     alone = jax.tree.leaves((one[0].state.params, one[0].state.consts))
     for x, y in zip(born, alone, strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize('method', ['hylorada_v2+sparse_mlp+daa+ia3', 'dora+prefix', 'kasa'])
+def test_every_kind_of_method_trains_on_eight_devices_as_on_one(method, tiny):
+    """Overrides and what layers share are replicated, whole leaves lie where the base's do."""
+    many, single = (
+        train(tiny, shape, f'--method={method}', '--bias=all') for shape in (EIGHT, ONE)
+    )
+    for ours, alone in zip(many[4], single[4], strict=True):
+        for name, value in ours.items():
+            np.testing.assert_allclose(value, alone[name], rtol=1e-4, err_msg=name)
+    assert many[2].update._cache_size() == 1
 
 
 def test_gradients_on_eight_devices_are_those_on_one(eight, one):

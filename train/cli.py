@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import tyro
 import yaml
 
+import jaxpeft as jp
 from train import config as configs
 from train import options
 from train.config import Config
@@ -41,7 +42,7 @@ MINIMUM = {
     'save_total_limit': 1,
     'log_steps': 1,
 }
-POSITIVE = ('lr', 'epoch')
+POSITIVE = ('lr', 'epoch', 'loraplus_ratio')
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
@@ -61,7 +62,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
 
     Example:
       >>> config, notes = parse(['--method', 'lora', '--r_ab', '8'])
-      >>> config.adapter.method, config.options['rank'], config.model.model_name
+      >>> config.adapter.method, config.options['lora']['rank'], config.model.model_name
       ('lora', 8, 'embedded')
     """
     command = _read(argv, 'the command line', typed=True)
@@ -70,11 +71,14 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
         sources.insert(0, _read_file(pathlib.Path(command.config.run.config)))
     if command.config.run.preset:
         sources.insert(0, _read_file(_preset(command.config.run.preset)))
-    if _is_embedded(sources):
+    embedded = _is_embedded(sources)
+    if embedded:
         sources.insert(0, _read_file(_preset('embedded')))
     config = Config()
     for source in sources:
         config = _overlay(config, source)
+    if embedded and not any('lr' in source.given for source in sources):
+        config = dataclasses.replace(config, optim=_embedded_rate(config))
     chosen, notes = options.resolve(config.adapter.method, sources)
     config = dataclasses.replace(config, options=chosen)
     check(config)
@@ -94,6 +98,11 @@ def check(config: Config) -> None:
     for flag in POSITIVE:
         if values[flag] <= 0:
             raise ValueError(f'--{flag} must be above 0, got {values[flag]}')
+    options.pairs('rank_pattern', values['rank_pattern'], int)
+    options.pairs('alpha_pattern', values['alpha_pattern'], float)
+    options.numbers('layers', values['layers'])
+    if values['layers'] and values['scan']:
+        raise ValueError('--layers needs --no_scan: under a layer scan all layers are adapted')
     for name in configs.listed(values['eval_decodings']):
         if name not in configs.DECODINGS:
             raise ValueError(f'no decoding is called {name!r}; {nearest(name, configs.DECODINGS)}')
@@ -186,6 +195,12 @@ def _is_embedded(sources: Sequence[Source]) -> bool:
                 'small one that ships with the package'
             )
     return False
+
+
+def _embedded_rate(config: Config) -> configs.Optim:
+    """Ten times the method's usual rate: the base is tiny and the run short."""
+    first = jp.plans.split(config.adapter.method)[0]
+    return dataclasses.replace(config.optim, lr=10 * jp.methods.usual_rate(first))
 
 
 def _overlay(config: Config, source: Source) -> Config:

@@ -37,7 +37,8 @@ class Adapter:
     keeps its own unless the flag is given, and a flag that it does not take is an error."""
 
     method: str = 'knowhira'
-    """The method: a file of jaxpeft/methods (knowhira, hira, lora, ...)."""
+    """The method: a file of jaxpeft/methods (knowhira, hira, lora, ...); several joined by + act
+    together, each on its own part: hylorada+sparse_mlp+daa."""
     r_ab: int = 32
     """Rank r of the factors a [in, r] and b [r, out]."""
     knowledge_alpha: float = 0.6
@@ -60,10 +61,23 @@ class Adapter:
     """Comma-separated layer names, or all-linear; empty means the method's own list."""
     exclude_modules: str = ''
     """Comma-separated layer names to leave out."""
+    layers: str = ''
+    """Numbers of the layers to adapt, such as 0,2,5-7; all when empty. Needs --no_scan."""
+    rank_pattern: str = ''
+    """Other ranks for some targets: name=rank,.., a name or regex of the path's end as in PEFT."""
+    alpha_pattern: str = ''
+    """Other alphas for some targets: name=alpha,.."""
+    rank_strategy: Literal['uniform', 'importance', 'decreasing'] = 'uniform'
+    """A rank for each layer: --r_ab for all, less in the middle, or less towards the end."""
+    bias: Literal['none', 'adapted', 'all'] = 'none'
+    """Biases trained too: none, those of the adapted layers, or all."""
+    adapter_dtype: Literal['float32', 'bfloat16'] = 'float32'
+    """Type that the adapter is kept in; it computes in float32 either way."""
     init_from: str = ''
     """Start from the numbers of this adapter folder instead of fresh ones."""
     set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Any other argument of the method's factory, as method.key=value."""
+    """Any other argument of a method's factory: daa.num_buckets=64; method.key=value goes to each
+    that takes it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +141,10 @@ class Optim:
     """Decoupled weight decay on the factors a and b only, never on gates or magnitudes."""
     max_grad_norm: float = 1.0
     """Clip the gradient to this global norm; 0 does not clip."""
+    loraplus: bool = False
+    """LoRA+: the factors b learn at --loraplus_ratio times the rate of everything else."""
+    loraplus_ratio: float = 16.0
+    """LoRA+'s ratio of the two rates; 16 is the paper's rule of thumb, beside half the usual lr."""
     seed: int = 0
     """Seed of the adapter, the order of the rows, the validation rows and dropout."""
 
@@ -191,7 +209,7 @@ class Run:
 class Config:
     """Everything that a run depends on.
 
-    `options` is what the method's factory is called with; `cli.parse` fills it.
+    `options` is what the methods' factories are called with, by name; `cli.parse` fills it.
     """
 
     adapter: Adapter = Adapter()
@@ -201,7 +219,7 @@ class Config:
     validation: Validation = Validation()
     evaluation: Evaluation = Evaluation()
     run: Run = Run()
-    options: tyro.conf.Suppress[dict[str, Any]] = dataclasses.field(default_factory=dict)
+    options: tyro.conf.Suppress[dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
 
 
 GROUPS = tuple(f.name for f in dataclasses.fields(Config) if f.name != 'options')
@@ -228,19 +246,20 @@ def values(config: Config) -> dict[str, Any]:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The resolved configuration: flag -> value, and `method_options`.
+    """The resolved configuration: flag -> value, and `method_options` by method.
 
-    The method's own flags hold what the method really got; those that it does not take, and the
-    ways in which values came (`set`, `preset`, `config`), are left out.
+    The methods' own flags hold what they really got; those that none takes or that differ between
+    methods, and the ways in which values came (`set`, `preset`, `config`), are left out.
     """
     flat = values(config)
     for name in ('set', 'preset', 'config'):
         del flat[name]
     for flag, argument in METHOD_FLAGS.items():
         del flat[flag]
-        if argument in config.options:
-            flat[flag] = config.options[argument]
-    return flat | {'method_options': dict(config.options)}
+        got = [options[argument] for options in config.options.values() if argument in options]
+        if got and all(value == got[0] for value in got):
+            flat[flag] = got[0]
+    return flat | {'method_options': {name: dict(o) for name, o in config.options.items()}}
 
 
 def from_dict(saved: Mapping[str, Any]) -> Config:

@@ -47,10 +47,11 @@ def train(config: Config, built: Built, feed: Feed, folder: pathlib.Path, stop: 
       FloatingPointError: for a loss or gradient that is not finite; nothing of it is saved.
     """
     rate = optimizer.schedule(config.optim, feed.steps)
+    optimizer.check(config.optim, built.state.params)
     tx = optimizer.make(config.optim, rate)
     params, consts = built.state
     programs = compile_programs(
-        built.plan, built.forward, tx, rate, built.mesh, params, config.optim.seed
+        built.plan, built.forward, tx, rate, built.mesh, params, config.optim.seed, built.evaluated
     )
     wandb = record.find_wandb(config.run.wandb)
     checkpoints = Checkpoints(folder / 'checkpoints', config.run.save_total_limit)

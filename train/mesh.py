@@ -4,19 +4,22 @@ Rows of a batch are split over data and fsdp; the base's kernels over fsdp and t
 (`jaxpeft.models.base_shardings`); the adapter follows the kernels (`jaxpeft.shardings`).
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxpeft.models.sharding import ROWS
+
 AXES = ('data', 'fsdp', 'tensor')
-ROWS = ('data', 'fsdp')
 
 
-def make(text: str) -> Mesh:
-    """'2,2,2' or '-1,1,1' -> a mesh of this machine's devices; -1 takes all that are left.
+def make(text: str, devices: Sequence[Any] | None = None) -> Mesh:
+    """'2,2,2' or '-1,1,1' -> a mesh of devices, this machine's by default; -1 takes all left.
 
     Raises:
       ValueError: for text of another form, or more devices than there are.
@@ -25,7 +28,7 @@ def make(text: str) -> Mesh:
       >>> make('1,1,1').shape['data']
       1
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     try:
         sizes = [int(part) for part in text.split(',')]
     except ValueError:
@@ -48,6 +51,17 @@ def make(text: str) -> Mesh:
     return jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices[:needed])
 
 
+def within(mesh: Mesh, function: Callable) -> Callable:
+    """The function traced with the mesh in sight, for `jaxpeft.models.sharding.split_rows`."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
 def row_multiple(mesh: Mesh) -> int:
     """The number that a batch's rows must be a multiple of."""
     return mesh.shape['data'] * mesh.shape['fsdp']
@@ -66,10 +80,11 @@ def put(mesh: Mesh, batch: Mapping[str, np.ndarray], axis: int) -> dict[str, jax
       batch: arrays whose `axis` counts rows (or labelled positions).
       axis: 1 for a batch with micro-batches in front, 0 without.
     """
-    return {name: jax.device_put(x, _split(mesh, x.shape, axis)) for name, x in batch.items()}
+    return {name: jax.device_put(x, split(mesh, x.shape, axis)) for name, x in batch.items()}
 
 
-def _split(mesh: Mesh, shape: tuple[int, ...], axis: int) -> NamedSharding:
+def split(mesh: Mesh, shape: tuple[int, ...], axis: int) -> NamedSharding:
+    """How `put` lays an array of this shape out."""
     if shape[axis] % row_multiple(mesh):
         return replicated(mesh)
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, ROWS))

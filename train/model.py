@@ -11,8 +11,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jaxpeft as jp
+from jaxpeft import structure
 from train import config as configs
 from train import mesh as meshes
+from train import options
 from train.config import Config
 
 Rules = dict[str, jp.Method | jp.Override]  # path regex -> what adapts there
@@ -27,7 +29,8 @@ class Built(NamedTuple):
       tokenizer: of the base, or None.
       plan: path regex -> method.
       state: the adapter; shapes with shardings where `fresh` was False.
-      forward: `jp.bind(plan, model.apply)`.
+      forward: `jp.bind(plan, model.apply)`, as it trains.
+      evaluated: the same as it is validated and evaluated.
       mesh: the devices.
     """
 
@@ -37,6 +40,7 @@ class Built(NamedTuple):
     plan: Rules
     state: jp.State
     forward: Callable
+    evaluated: Callable
     mesh: Mesh
 
 
@@ -72,27 +76,61 @@ def setup(config: Config, fresh: bool = True) -> Built:
         remat=None if config.model.remat == 'none' else config.model.remat,
         shardings=functools.partial(jp.models.base_shardings, mesh=mesh),
     )
-    plan = make_plan(config, params)
+    plan = make_plan(config, model, params)
     state = adapter(config, plan, params, fresh)
-    return Built(model, params, tokenizer, plan, state, jp.bind(plan, model.apply), mesh)
+    evaluated = bound(plan, model, tokenizer)
+    differs = any(map(_training_only, plan.values()))
+    forward = bound(plan, model, tokenizer, training=True) if differs else evaluated
+    return Built(model, params, tokenizer, plan, state, forward, evaluated, mesh)
 
 
-def make_plan(config: Config, params: Any) -> Rules:
-    """The one rule of a command line: these layers, this method.
+def make_plan(config: Config, model: Any, params: Any) -> Rules:
+    """The rules of a command line: these methods on these layers.
 
     Raises:
       ValueError: for a layer name that matches nothing, with the nearest names.
     """
-    name = config.adapter.method
-    method = jp.methods.get(name)(**config.options)
-    names = config.adapter.target_modules or jp.methods.defaults(name)
-    return {jp.targets(params, names, config.adapter.exclude_modules): method}
+    asked = config.adapter
+    return jp.compose(
+        model,
+        params,
+        asked.method,
+        options=config.options,
+        targets=configs.listed(asked.target_modules),
+        exclude=configs.listed(asked.exclude_modules),
+        layers=options.numbers('layers', asked.layers),
+        rank_pattern=options.pairs('rank_pattern', asked.rank_pattern, int),
+        alpha_pattern=options.pairs('alpha_pattern', asked.alpha_pattern, float),
+        rank_strategy=asked.rank_strategy,
+        bias=asked.bias,
+    )
+
+
+def bound(plan: Rules, model: Any, tokenizer: Any, training: bool = False) -> Callable:
+    """`jp.bind`; a plan that knows of the text's structure reads it off the tokens.
+
+    Args:
+      training: with the methods that are for training only (shifted sparse attention).
+
+    Raises:
+      ValueError: for a plan with a structure and a model without a tokenizer.
+    """
+    if not training:
+        plan = {pattern: rule for pattern, rule in plan.items() if not _training_only(rule)}
+    forward = jp.bind(plan, model.apply)
+    return structure.if_planned(plan, forward, tokenizer, model.config.vocab_size)
+
+
+def _training_only(rule: Any) -> bool:
+    name = getattr(rule, 'method', rule).spec['name']
+    return name in jp.methods.names() and hasattr(jp.methods.module(name), 'TRAINING_ONLY')
 
 
 def adapter(config: Config, plan: Rules, params: Any, fresh: bool) -> jp.State:
     """The adapter, born in its shardings; or those shapes and shardings alone."""
     key = jax.random.key(config.optim.seed)
-    start = functools.partial(jp.init, plan)
+    dtype = jnp.dtype(config.adapter.adapter_dtype)
+    start = lambda key, params: jp.cast(jp.init(plan, key, params), dtype)
     shapes = jax.eval_shape(start, key, params)
     layout = jp.shardings(plan, shapes, jax.tree.map(lambda x: x.sharding, params))
     if not fresh:
@@ -112,8 +150,12 @@ def _from_adapter(config: Config, shapes: jp.State, layout: jp.State, params: An
             f'--init_from takes an adapter folder; {folder} has no adapter.json'
         )
     plan, state = jp.load_adapter(folder, params)
-    found = sorted({method.spec['name'] for method in plan.values()})
-    if found != [config.adapter.method]:
+    found = sorted({getattr(rule, 'method', rule).spec['name'] for rule in plan.values()})
+    asked = {
+        *jp.plans.split(config.adapter.method),
+        *(['full'] if config.adapter.bias != 'none' else []),
+    }
+    if found != sorted(asked):
         raise ValueError(
             f'--init_from {folder} holds {", ".join(found)}, --method is {config.adapter.method}'
         )
@@ -157,4 +199,4 @@ def load_run(folder: str | pathlib.Path) -> Run:
         config.model.model_name, dtype=jnp.dtype(config.model.dtype), scan=config.model.scan
     )
     plan, state = jp.load_adapter(folder / 'adapter', params)
-    return Run(model, params, tokenizer, plan, state, jp.bind(plan, model.apply), config)
+    return Run(model, params, tokenizer, plan, state, bound(plan, model, tokenizer), config)

@@ -46,12 +46,46 @@ def decayed(params: optax.Params) -> optax.Params:
     return jax.tree_util.tree_map_with_path(is_factor, params)
 
 
+def roles(params: optax.Params) -> optax.Params:
+    """LoRA+'s groups by leaf name: 'b' for the factors b, 'rest' for everything else."""
+
+    def role(path: tuple, leaf: jax.Array) -> str:
+        del leaf
+        return 'b' if path[-1].key == 'b' else 'rest'
+
+    return jax.tree_util.tree_map_with_path(role, params)
+
+
+def check(optim: Optim, params: optax.Params) -> None:
+    """Refuses LoRA+ where nothing would follow it.
+
+    Raises:
+      ValueError: for an adapter without a factor b.
+    """
+    if optim.loraplus and 'b' not in jax.tree.leaves(roles(params)):
+        raise ValueError(
+            '--loraplus moves the factors b faster, and this adapter has none; leave it out, or '
+            'add a method with factors such as lora'
+        )
+
+
 def make(optim: Optim, rate: optax.Schedule) -> optax.GradientTransformation:
     """Clip by global norm, then AdamW. Gates and magnitudes do not decay.
 
     Decay would pull a gate to sigmoid(0) = 0.5 and a magnitude to zero, whatever the data says.
+
+    With `optim.loraplus` the factors b move at `loraplus_ratio` times the rate (Hayou et al., ICML
+    2024, arXiv 2402.12354: features of a wide model learn where eta_b / eta_a is of order n).
+    Magnitudes, gates and all other leaves keep the plain rate; PEFT gives 1-D leaves the larger.
     """
     limit = optim.max_grad_norm
     clip = optax.clip_by_global_norm(limit) if limit else optax.identity()
-    adamw = optax.adamw(rate, weight_decay=optim.weight_decay, mask=decayed)
-    return optax.chain(clip, adamw)
+
+    def adamw(factor: float) -> optax.GradientTransformation:
+        faster = rate if factor == 1.0 else lambda count: factor * rate(count)
+        return optax.adamw(faster, weight_decay=optim.weight_decay, mask=decayed)
+
+    if not optim.loraplus:
+        return optax.chain(clip, adamw(1.0))
+    groups = {'b': adamw(optim.loraplus_ratio), 'rest': adamw(1.0)}
+    return optax.chain(clip, optax.partition(groups, roles))

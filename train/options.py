@@ -1,9 +1,8 @@
-"""Which arguments the method's factory gets: from flags, --set, presets, and its own defaults.
+"""Which arguments the methods' factories get: from flags, --set, presets, and its own defaults.
 
 Nothing here knows a method: names and types come from the signature of the factory.
 """
 
-import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import yaml
 
 import jaxpeft as jp
 from jaxpeft.near import nearest
-from train.config import METHOD_FLAGS, Config
+from train.config import METHOD_FLAGS, Config, listed
 
 
 class Source(NamedTuple):
@@ -23,56 +22,72 @@ class Source(NamedTuple):
     typed: bool
 
 
-def resolve(method: str, sources: Iterable[Source]) -> tuple[dict[str, Any], list[str]]:
-    """Every argument of the method's factory: what the last source gave, or its own default.
+def resolve(method: str, sources: Iterable[Source]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Every argument of the methods' factories: what the last source gave, or their own defaults.
+
+    A flag goes to each method that takes it, `--set NAME.key=value` to the one it names.
 
     Args:
-      method: the method's name.
+      method: a method's name, or several joined by '+'.
       sources: in rising order of precedence.
 
     Returns:
-      The arguments, and a note for each source that gave what the method does not take.
+      Name -> arguments (an override's dimensions, which the model gives, left out), and a note for
+      each source that gave what no method takes.
 
     Raises:
-      ValueError: for an unknown method; for what it does not take, where the user typed it; for a
-        value of another kind than the default, or one that the factory refuses.
+      ValueError: for an unknown method; for what none takes, where the user typed it; for a value
+        of another kind than the default, or one that the factory refuses.
     """
-    factory = jp.methods.get(method)
-    signature = inspect.signature(factory).parameters
-    defaults = {name: parameter.default for name, parameter in signature.items()}
-    options, notes = dict(defaults), []
+    defaults = {name: settable(name) for name in jp.plans.split(method)}
+    options, notes = {name: dict(known) for name, known in defaults.items()}, []
     for source in sources:
-        given, unknown = _given(method, source, defaults)
+        given, unknown = _given(source, defaults)
         if unknown and source.typed:
             raise ValueError(_not_taken(method, unknown, defaults))
         if unknown:
             what = ', '.join(unknown)
             notes.append(f'note: {method} takes no {what}; what {source.name} says is left out')
-        options |= given
-    factory(**options)  # refuses bad values now, before a model is loaded
+        for name, values in given.items():
+            options[name] |= values
+    for name, values in options.items():
+        if not hasattr(jp.methods.module(name), 'dimensions'):
+            jp.methods.get(name)(**values)  # refuses bad values now, before a model is loaded
     return options, notes
 
 
+def settable(name: str) -> dict[str, Any]:
+    """A method's hyper-parameters with their defaults: without what the model decides."""
+    every, file = jp.methods.options(name), jp.methods.module(name)
+    of_model = {'stack'}
+    if hasattr(file, 'dimensions'):
+        example = jp.models.config_of('EleutherAI/gpt-neo-125m')
+        of_model |= {key for target in file.TARGETS for key in file.dimensions(example, target)}
+    return {k: v for k, v in every.items() if k not in of_model}
+
+
 def _given(
-    method: str, source: Source, defaults: dict[str, Any]
-) -> tuple[dict[str, Any], list[str]]:
-    """What one source gives to the factory, and what the factory does not take."""
-    given: dict[str, Any] = {}
+    source: Source, defaults: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What one source gives to each factory, and what none takes."""
+    given: dict[str, dict[str, Any]] = {name: {} for name in defaults}
     unknown: list[str] = []
     for flag, argument in METHOD_FLAGS.items():
-        if flag in source.given and argument in defaults:
-            given[argument] = getattr(source.config.adapter, flag)
-        elif flag in source.given:
+        takers = [name for name in defaults if argument in defaults[name]]
+        if flag in source.given and not takers:
             unknown.append(f'--{flag}')
+        for name in takers if flag in source.given else ():
+            given[name][argument] = getattr(source.config.adapter, flag)
     for item in source.config.adapter.set:
         name, argument, value = split(item)
-        if name not in ('method', method) or argument not in defaults:
+        takers = [n for n in defaults if name in ('method', n) and argument in defaults[n]]
+        if not takers:
             unknown.append(f'--set {name}.{argument}')
-            continue
-        value = _typed(argument, value, defaults[argument])
-        if given.get(argument, value) != value:
-            raise ValueError(f'{argument} is given twice: {given[argument]} and {value}')
-        given[argument] = value
+        for taker in takers:
+            typed = _typed(argument, value, defaults[taker][argument])
+            if given[taker].get(argument, typed) != typed:
+                raise ValueError(f'{argument} is given twice: {given[taker][argument]} and {typed}')
+            given[taker][argument] = typed
     return given, unknown
 
 
@@ -97,7 +112,7 @@ def split(item: str) -> tuple[str, str, Any]:
 
 def _typed(argument: str, value: Any, default: Any) -> Any:
     """The value in the type of the factory's default."""
-    if default is None or default is inspect.Parameter.empty or type(value) is type(default):
+    if default is None or type(value) is type(default):
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
@@ -105,11 +120,47 @@ def _typed(argument: str, value: Any, default: Any) -> Any:
     raise ValueError(f'--set method.{argument} must be a {kind} like {default!r}, got {value!r}')
 
 
-def _not_taken(method: str, unknown: list[str], defaults: dict[str, Any]) -> str:
-    flags = {flag: f'--{flag}' for flag, argument in METHOD_FLAGS.items() if argument in defaults}
-    rest = {k: f'--set method.{k}=..' for k in defaults if k not in METHOD_FLAGS.values()}
-    taken = [*flags.values(), *rest.values()]
+def pairs(flag: str, text: str, kind: type) -> dict[str, Any]:
+    """'q_proj=8, v_proj=16' -> {'q_proj': 8, 'v_proj': 16}.
+
+    Raises:
+      ValueError: for text of another form, naming the flag.
+    """
+    found = {}
+    for part in listed(text):
+        name, equals, value = part.rpartition('=')
+        try:
+            found[name.strip()] = kind(value)
+        except ValueError:
+            equals = ''
+        if not (equals and name.strip()):
+            raise ValueError(f'--{flag} takes name={kind.__name__},.., got {part!r}')
+    return found
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """'0,2,5-7' -> [0, 2, 5, 6, 7].
+
+    Raises:
+      ValueError: for text of another form, naming the flag.
+    """
+    found: list[int] = []
+    for part in listed(text):
+        low, _, high = part.partition('-')
+        if not (low.isdigit() and (high or low).isdigit()):
+            raise ValueError(f'--{flag} takes numbers and ranges such as 0,2,5-7, got {part!r}')
+        found += range(int(low), int(high or low) + 1)
+    return found
+
+
+def _not_taken(method: str, unknown: list[str], defaults: dict[str, dict[str, Any]]) -> str:
+    arguments = dict.fromkeys(k for known in defaults.values() for k in known)
+    flags = {flag: f'--{flag}' for flag, argument in METHOD_FLAGS.items() if argument in arguments}
+    rest = [k for k in arguments if k not in METHOD_FLAGS.values()]
+    keys = [*flags, *rest]
+    asked = unknown[0].removeprefix('--set ').removeprefix('--').rpartition('.')[2]
+    taken = [*flags.values(), *(f'--set method.{k}=..' for k in rest)]
     return (
-        f'{method} takes no {", ".join(unknown)}; {nearest(unknown[0], taken)}; '
+        f'{method} takes no {", ".join(unknown)}; {nearest(asked, keys)}; '
         f'it takes {", ".join(taken)}'
     )

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxpeft as jp
-from train import benchmarks, data
+from train import benchmarks, data, model
 from train import config as configs
 from train.config import Config
 from train.ledger import Ledger
@@ -63,7 +63,8 @@ def measure(
     """
     if not rows:
         return {}
-    forward = jp.bind(plan, built.model.apply)  # once: programs are cached by this function
+    # Once: programs are cached by this function.
+    forward = model.bound(plan, built.model, built.tokenizer)
     return {
         decoding: evaluate(
             forward,

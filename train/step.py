@@ -56,6 +56,7 @@ def compile_programs(
     mesh: Mesh,
     params: Tree,
     seed: int,
+    evaluated: Callable | None = None,
 ) -> Programs:
     """Jits the update and the validation with the shardings of everything they return.
 
@@ -70,33 +71,42 @@ def compile_programs(
       mesh: the mesh.
       params: the adapter's trained leaves, or their shapes with shardings.
       seed: of dropout.
+      evaluated: the forward pass of the validation; `forward` when None.
     """
     whole = meshes.replicated(mesh)
 
     def start(params: Tree) -> TrainState:
         rng = jax.random.key_data(jax.random.key(seed))
-        return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), rng)
+        return TrainState(params, tx.init(_wide(params)), jnp.zeros((), jnp.int32), rng)
 
     layout = jax.tree.map(lambda x: x.sharding, params)
     shapes = jax.eval_shape(start, params)
+    absent = lambda leaf: isinstance(leaf, optax.MaskedNode)  # of another group of LoRA+
     opt_layout = optax.tree.map_params(
         tx,
-        lambda _, sharding: sharding,
+        lambda leaf, sharding: leaf if absent(leaf) else sharding,
         shapes.opt_state,
         layout,
         transform_non_params=lambda _: whole,
+        is_leaf=absent,
     )
     layouts = TrainState._make((layout, opt_layout, whole, whole))
     drops = any(method.spec.get('dropout') for method in _methods(plan))
-    update = make_update(plan, forward, tx, rate, drops)
+    update = meshes.within(mesh, make_update(plan, forward, tx, rate, drops))
+    validate = meshes.within(mesh, make_validate(evaluated or forward))
     return Programs(
         start=jax.jit(start, out_shardings=layouts),
         update=jax.jit(update, donate_argnums=0, out_shardings=(layouts, whole)),
-        validate=jax.jit(make_validate(forward), out_shardings=whole),
+        validate=jax.jit(validate, out_shardings=whole),
         shapes=jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layouts
         ),
     )
+
+
+def _wide(params: Tree) -> Tree:
+    """The leaves in float32: gradients and moments have it, whatever the adapter is kept in."""
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
 
 def _methods(plan: Any) -> list[Any]:
@@ -122,27 +132,27 @@ def make_update(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(train.rng), train.step)
 
+        wide = _wide(train.params)
+
         def summed(params: Tree, micro: Batch, number: jax.Array) -> tuple:
             drop = jax.random.fold_in(key, number) if drops else None
             return lm_loss(forward, jp.State(params, consts), base, micro, drop)
 
         def accumulate(total: tuple, item: tuple) -> tuple[tuple, None]:
             micro, number = item
-            (nll, weight), grads = jax.value_and_grad(summed, has_aux=True)(
-                train.params, micro, number
-            )
+            (nll, weight), grads = jax.value_and_grad(summed, has_aux=True)(wide, micro, number)
             return jax.tree.map(jnp.add, total, (grads, nll, weight)), None
 
         zero = jnp.zeros((), jnp.float32)
-        start = (jax.tree.map(jnp.zeros_like, train.params), zero, zero)
+        start = (jax.tree.map(jnp.zeros_like, wide), zero, zero)
         numbers = jnp.arange(batch['tokens'].shape[0], dtype=jnp.uint32)
         (grads, nll, weight), _ = jax.lax.scan(accumulate, start, (batch, numbers))
 
         penalty, pull = jax.value_and_grad(
             lambda params: jp.penalty(plan, jp.State(params, consts), base)
-        )(train.params)
+        )(wide)
         grads = jax.tree.map(lambda g, p: g / weight + p, grads, pull)
-        changes, opt_state = tx.update(grads, train.opt_state, train.params)
+        changes, opt_state = tx.update(grads, train.opt_state, wide)
         metrics = {
             'loss': nll / weight,
             'penalty': penalty,

@@ -39,10 +39,20 @@ def get(name: str) -> Callable[..., base.Method | base.Override]:
     return getattr(_FILES[name], name)
 
 
+def module(name: str) -> Any:
+    """The file of a method: its TARGETS, and an override's `dimensions(config, target)`."""
+    get(name)
+    return _FILES[name]
+
+
 def defaults(name: str) -> list[str]:
     """The target modules that a method adapts when none are named."""
-    get(name)
-    return list(_FILES[name].TARGETS)
+    return list(module(name).TARGETS)
+
+
+def usual_rate(name: str) -> float:
+    """The learning rate to begin with: the file's LEARNING_RATE, else 1e-4, LoRA's lower end."""
+    return float(getattr(module(name), 'LEARNING_RATE', 1e-4))
 
 
 def options(name: str) -> dict[str, Any]:
@@ -55,5 +65,12 @@ def rebuild(
 ) -> base.Method | base.Override:
     """The method that a saved `spec` describes; `methods` adds factories that are not shipped."""
     kwargs = {k: v for k, v in spec.items() if k != 'name'}
-    factory = (methods or {}).get(spec['name']) or get(spec['name'])
+    factory = (methods or {}).get(spec['name']) or _part(spec['name']) or get(spec['name'])
     return factory(**kwargs)
+
+
+def _part(name: str) -> Callable[..., base.Override] | None:
+    """What methods share, which is no method of its own: the structure encoder."""
+    from jaxpeft import structure  # which builds on these files
+
+    return structure.structure_encoder if name == 'structure_encoder' else None

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxpeft import base, factors, ops
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+LEARNING_RATE = 1e-3  # HiRA's authors' README; ten times LoRA's
 
 
 def hira(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxpeft import base, factors, linalg, ops
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+LEARNING_RATE = 1e-3  # HiRA's authors' README; ten times LoRA's
 NORMS = ('max', 'sum', 'none')
 MODES = ('reference', 'paper')
 
@@ -117,10 +118,12 @@ def knowhira(
     def penalty(state, w):
         del w
         a, b = factors.get(state, 'a'), factors.get(state, 'b')
-        gap_a, gap_b = linalg.gram_gap(a, 0), linalg.gram_gap(b, 1)
+        # A layer with fewer ranks than columns: each zero column counts 1 in a gap, and is none.
+        used = state.consts.get('rank', jnp.int32(rank)).astype(jnp.float32)
+        gap_a, gap_b = linalg.gram_gap(a, 0) - (rank - used), linalg.gram_gap(b, 1) - (rank - used)
         if ortho_mode == 'paper':
             return ortho_lambda * (gap_a + gap_b)
-        return ortho_lambda * (0.5 * gap_a + 0.1 * gap_b) / rank**2
+        return ortho_lambda * (0.5 * gap_a + 0.1 * gap_b) / used**2
 
     return base.Method(spec, init, apply, weight, penalty)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 Array = jax.Array
+EVERYONE = -1  # the segment of a key that every token sees, whatever its position (a prefix)
 
 
 class Context(NamedTuple):
@@ -48,11 +49,15 @@ class LayerInputs(NamedTuple):
 def visible(
     q_pos: Array, k_pos: Array, q_seg: Array, k_seg: Array, window: Array | int | None
 ) -> Array:
-    """[B, T, S] bool: same segment, not padding, not in the future, and inside the window."""
+    """[B, T, S] bool: same segment, not padding, not in the future, and inside the window.
+
+    A key of segment `EVERYONE` is seen by every query that is not padding.
+    """
     distance = q_pos[:, :, None] - k_pos[:, None, :]
     same = (q_seg[:, :, None] == k_seg[:, None, :]) & (k_seg != 0)[:, None, :]
     mask = same & (distance >= 0)
-    return mask if window is None else mask & (distance < window)
+    mask = mask if window is None else mask & (distance < window)
+    return mask | ((k_seg == EVERYONE)[:, None, :] & (q_seg != 0)[:, :, None])
 
 
 class Attention(nn.Module):
@@ -77,14 +82,21 @@ class Attention(nn.Module):
         q_seg: Array,
         k_seg: Array,
         window: Array | int | None = None,
+        bias: Array | None = None,
     ) -> Array:
-        """q: [B, T, H, D]; k, v: [B, S, Hkv, D], Hkv divides H -> [B, T, H, D] in q's dtype."""
+        """q: [B, T, H, D]; k, v: [B, S, Hkv, D], Hkv divides H -> [B, T, H, D] in q's dtype.
+
+        `bias`, float32 [B or 1, H, T, S], is added to the scaled scores; an override's way in.
+        """
         B, T, H, D = q.shape
         groups = k.shape[2]
         grouped = q.reshape(B, T, groups, H // groups, D)
         scores = jnp.einsum('btghd,bsgd->bghts', grouped, k, preferred_element_type=jnp.float32)
         mask = visible(q_pos, k_pos, q_seg, k_seg, window)[:, None, None]
-        probs = masked_softmax(scores * self.scale, mask).astype(v.dtype)
+        scores = scores * self.scale
+        if bias is not None:
+            scores = scores + bias.reshape(-1, groups, H // groups, *bias.shape[2:])
+        probs = masked_softmax(scores, mask).astype(v.dtype)
         out = jnp.einsum('bghts,bsgd->btghd', probs, v)
         return out.reshape(B, T, H, D).astype(q.dtype)
 

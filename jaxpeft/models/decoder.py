@@ -22,6 +22,7 @@ from jaxpeft.models.attention import Attention, Context, LayerInputs
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
 from jaxpeft.models.rope import angles, rotate
+from jaxpeft.models.sharding import split_looked_up, split_rows
 from jaxpeft.models.stack import layer_inputs, make_layers
 
 Array = jax.Array
@@ -111,7 +112,8 @@ class Block(nn.Module):
 
         h, new = SelfAttention(*parts, name='self_attn')(norm('input_layernorm')(x), layer, ctx)
         x = x + h
-        return x + MLP(*parts, name='mlp')(norm('post_attention_layernorm')(x)), new
+        x = x + MLP(*parts, name='mlp')(norm('post_attention_layernorm')(x))
+        return split_rows(x), new
 
 
 class Trunk(nn.Module):
@@ -144,7 +146,8 @@ class Trunk(nn.Module):
 
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
         cos, sin = angles(self.config, ctx.q_pos)
-        x, new = self.layers(self.embed_tokens(tokens), layers, ctx._replace(cos=cos, sin=sin))
+        x = split_looked_up(self.embed_tokens(tokens))
+        x, new = self.layers(x, layers, ctx._replace(cos=cos, sin=sin))
         return self.norm(x), new
 
     def attend(self, x: Array) -> Array:
@@ -180,13 +183,17 @@ class Decoder(nn.Module):
         """tokens: [B, T] int32 -> float32 logits [B, T, V] (and the new cache if one is given)."""
         ctx = caches.context(tokens, positions, segment_ids, cache)
         hidden, new = self.model(tokens, ctx, layer_inputs(self.config, cache))
-        out = run_head(self, _logits, hidden, select, labels)
+        out = run_head(self, _logits, hidden, select, labels, _head(self))
         return out if cache is None else (out, caches.append(cache, ctx, *new))
 
     @nn.nowrap
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> caches.Cache:
         """An empty key/value cache for `batch` rows of `length` tokens."""
         return caches.init_cache(self.config, batch, length, dtype or self.dtype)
+
+
+def _head(model: Decoder) -> nn.Module:
+    return model.model.embed_tokens if model.config.tie_embeddings else model.lm_head
 
 
 def _logits(model: Decoder, x: Array) -> Array:

@@ -21,6 +21,7 @@ from jaxpeft.models.activations import activation
 from jaxpeft.models.attention import Attention, Context, LayerInputs
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
+from jaxpeft.models.sharding import split_looked_up, split_rows
 from jaxpeft.models.stack import layer_inputs, make_layers
 
 Array = jax.Array
@@ -99,7 +100,8 @@ class Block(nn.Module):
             _norm(self, 'ln_1')(x).astype(x.dtype), layer, ctx
         )
         x = x + h
-        return x + MLP(*parts, name='mlp')(_norm(self, 'ln_2')(x).astype(x.dtype)), new
+        x = x + MLP(*parts, name='mlp')(_norm(self, 'ln_2')(x).astype(x.dtype))
+        return split_rows(x), new
 
 
 class Trunk(nn.Module):
@@ -127,7 +129,7 @@ class Trunk(nn.Module):
         self.ln_f = nn.LayerNorm(**_norm_args(self))
 
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
-        x = self.wte(tokens) + self.wpe(ctx.q_pos)
+        x = split_looked_up(self.wte(tokens) + self.wpe(ctx.q_pos))
         x, new = self.h(x, layers, ctx)
         return self.ln_f(x).astype(self.dtype), new
 
@@ -174,13 +176,17 @@ class GPTNeo(nn.Module):
             )
         ctx = caches.context(tokens, positions, segment_ids, cache)
         hidden, new = self.transformer(tokens, ctx, layer_inputs(self.config, cache))
-        out = run_head(self, _logits, hidden, select, labels)
+        out = run_head(self, _logits, hidden, select, labels, _head(self))
         return out if cache is None else (out, caches.append(cache, ctx, *new))
 
     @nn.nowrap
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> caches.Cache:
         """An empty key/value cache for `batch` rows of `length` tokens."""
         return caches.init_cache(self.config, batch, length, dtype or self.dtype)
+
+
+def _head(model: GPTNeo) -> nn.Module:
+    return model.transformer.wte if model.config.tie_embeddings else model.lm_head
 
 
 def _logits(model: GPTNeo, x: Array) -> Array:

@@ -3,19 +3,24 @@
 Column-parallel kernels (their outputs split over `tensor`) feed row-parallel ones (their inputs
 split), so that a layer needs one sum over `tensor` for attention and one for the feed-forward;
 `fsdp` splits the other axis. Leading stack axes stay whole.
+
+What a model computes lies where the compiler puts it, with one word from here: `split_rows`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
+import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxpeft.models import names
 
 Tree = Any
 Axes = tuple[str | None, ...]
+ROWS = ('data', 'fsdp')  # the mesh axes over which the rows of a batch are split
 
 # Full match on the path, first rule wins; the axes belong to the last dimensions.
 RULES: tuple[tuple[str, Axes], ...] = (
@@ -56,6 +61,46 @@ def base_shardings(params_shape: Tree, mesh: Mesh) -> Tree:
         for path, leaf in names.flatten(params_shape)
     }
     return names.unflatten(out)
+
+
+def split_rows(x: jax.Array) -> jax.Array:
+    """Keeps the first axis of activations over data and fsdp, the others whole.
+
+    Kernels and rows are both split over fsdp, and a product of the two can keep only one. Left to
+    itself the compiler keeps the kernels': every device then computes all rows of a part of the
+    features, and sums partial products over all devices after each layer. With this the kernels
+    are gathered, layer by layer.
+
+    Acts under `jax.sharding.use_abstract_mesh` with a mesh of Auto axes, as `train.step` traces
+    the models; elsewhere, and where the axes do not divide the rows, it returns `x`.
+    """
+    ways = _ways(*ROWS)
+    if ways == 1 or x.shape[0] % ways:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(ROWS, *[None] * (x.ndim - 1)))
+
+
+def split_looked_up(x: jax.Array) -> jax.Array:
+    """`split_rows` for what a lookup gives, in a table whose features are split over fsdp.
+
+    Where data and fsdp both split, the compiler finds no way from the one to the other but to
+    gather everything first; by way of rows over data, features over fsdp, it is one exchange.
+    """
+    if min(_ways('data'), _ways('fsdp')) > 1 and not (
+        x.shape[0] % _ways(*ROWS) or x.shape[-1] % _ways('fsdp')
+    ):
+        halfway = PartitionSpec('data', *[None] * (x.ndim - 2), 'fsdp')
+        x = jax.lax.with_sharding_constraint(x, halfway)
+    return split_rows(x)
+
+
+def _ways(*axes: str) -> int:
+    """How many parts these axes of the mesh in sight make; 1 where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    kinds = dict(zip(mesh.axis_names, mesh.axis_types, strict=True))
+    if any(kinds.get(axis) != AxisType.Auto for axis in axes):
+        return 1
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def _spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

@@ -1,0 +1,72 @@
+"""Measuring a group: its subjects take turns, round by round."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from eval.bench.context import Context
+from eval.bench.pool import Pool, WorkerError
+from eval.bench.rows import Row, Subject
+
+
+class Samples(NamedTuple):
+    """What was measured of a subject.
+
+    Attributes:
+      values: one figure a timed round: `facts['value']` where a side gives one, else seconds.
+      facts: of every repetition, the untimed first one included.
+      error: why there is no more, '' where all went well.
+    """
+
+    values: list[float]
+    facts: list[dict[str, Any]]
+    error: str = ''
+
+
+def subjects(rows: Sequence[Row]) -> list[Subject]:
+    """The subjects of some rows, each once, ours before theirs: adapters are ours to write."""
+    ours = [row.ours for row in rows]
+    theirs = [row.theirs for row in rows if row.theirs is not None]
+    return list({subject.key: subject for subject in [*ours, *theirs]}.values())
+
+
+def group(
+    rows: Sequence[Row], context: Context, say: Callable[[str], None] = print
+) -> dict[str, Samples]:
+    """Measures the rows of one group.
+
+    Every subject runs once untimed (it compiles, and warms the caches), then `rounds` times, all
+    of them in turn. A subject that fails is left out of the turns that follow.
+
+    Returns:
+      Subject.key -> Samples.
+    """
+    found = {subject.key: Samples([], []) for subject in subjects(rows)}
+    limits = [row.rounds for row in rows if row.rounds is not None]
+    rounds = min([context.rounds, *limits])
+    with Pool(context) as pool:
+        for turn in range(-1, rounds):
+            for subject in subjects(rows):
+                if not found[subject.key].error:
+                    found[subject.key] = _once(pool, subject, turn, found[subject.key])
+                    say(_line(subject, turn, found[subject.key]))
+    return found
+
+
+def _once(pool: Pool, subject: Subject, turn: int, before: Samples) -> Samples:
+    try:
+        if turn < 0:
+            pool.prepare(subject)
+        seconds, facts = pool.run(subject)
+    except WorkerError as error:
+        return before._replace(error=str(error))
+    value = facts.get('value', seconds)
+    values = before.values if turn < 0 else [*before.values, value]
+    return Samples(values, [*before.facts, facts])
+
+
+def _line(subject: Subject, turn: int, samples: Samples) -> str:
+    options = ' '.join(str(value) for value in subject.spec.values())
+    head = f'  {subject.side} {options}: '
+    if samples.error:
+        return head + samples.error
+    return head + ('ready' if turn < 0 else f'{samples.values[-1]:.4g}')

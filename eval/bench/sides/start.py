@@ -1,0 +1,38 @@
+"""From the start of a process to its first update: imports, weights, compilation."""
+
+import os
+import pathlib
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+from eval.bench.context import Context
+from eval.bench.pool import SPAWNED
+
+
+def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """Points the compilation cache at an empty folder ('cold') or a kept one ('warm')."""
+    folder = str(pathlib.Path(context.work) / 'start-cache')
+    if spec['cache'] == 'cold':
+        folder = tempfile.mkdtemp(dir=context.work)
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+
+    def call() -> dict[str, Any]:
+        from eval.bench.sides import ours
+
+        step = ours.prepare(context, spec)
+        before = time.monotonic()
+        step()  # compiles, or reads what an earlier start compiled, and makes an update
+        first = time.monotonic()
+        step()
+        update = time.monotonic() - first
+        spawned = float(os.environ[SPAWNED])
+        return {
+            'value': first - spawned - update,
+            'first_update': first - spawned,
+            'loaded': before - spawned,
+            'update': update,
+        }
+
+    return call

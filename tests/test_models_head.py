@@ -1,0 +1,76 @@
+"""The loss's short way through a bare head: the gradients of the plain way, with fewer products."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.bench import flops
+from jaxpeft import models
+from jaxpeft.models import head
+from tests.models_tiny import config, jit, random_params, tokens
+
+SELECT = np.array([3, 23, 0, 7, 7, 15, 1], np.int32)  # of 2 x 12 tokens
+LABELS = np.array([5, 60, 0, 9, 8, 33, 2], np.int32)
+KINDS = {'gpt_neo': ('transformer', 'ln_f', 'wte'), 'qwen3': ('model', 'norm', 'lm_head')}
+
+
+def parts(kind, params):
+    """The last norm, below the head, and the head's matrix, tied or not."""
+    trunk, norm, table = KINDS[kind]
+    return params[trunk][norm], params[trunk][table] if kind == 'gpt_neo' else params[table]
+
+
+def put(kind, params, norm, table):
+    trunk, norm_name, name = KINDS[kind]
+    inner = params[trunk] | {norm_name: norm}
+    if kind == 'gpt_neo':
+        return params | {trunk: inner | {name: table}}
+    return params | {trunk: inner, name: table}
+
+
+def loss_of(kind, dtype):
+    model = models.build(config(kind), dtype=dtype)
+    params = random_params(model)
+
+    def loss(norm, table):
+        p = put(kind, params, norm, table)
+        nll = model.apply({'params': p}, tokens(2, 12), select=SELECT, labels=LABELS)
+        return (nll * jnp.arange(7.0)).sum()  # a weight of 0 and unequal ones
+
+    return loss, parts(kind, params)
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('chunk', [3, 512])  # three chunks, the last padded; one
+def test_gradients_are_those_of_the_plain_way(kind, dtype, chunk, monkeypatch):
+    """Below a frozen head, and of the head's own matrix where that is trained."""
+    monkeypatch.setattr(head, 'CHUNK', chunk)
+    loss, (norm, table) = loss_of(kind, dtype)
+
+    def grads():
+        frozen = jit(jax.value_and_grad(lambda norm: loss(norm, table)))(norm)
+        return frozen, jit(jax.grad(lambda *a: loss(*a), argnums=(0, 1)))(norm, table)
+
+    short = grads()
+    monkeypatch.setattr(head, '_only_matrix', lambda module: None)
+    plain = grads()
+    limit = 1e-5 if dtype == jnp.float32 else 0.05  # either way is 3 % from float32's there
+    for a, b in zip(jax.tree.leaves(short), jax.tree.leaves(plain), strict=True):
+        assert a.dtype == b.dtype
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        assert np.linalg.norm(a - b) <= limit * np.linalg.norm(b)
+        assert np.linalg.norm(b) > 0
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+def test_a_frozen_head_multiplies_twice(kind, monkeypatch):
+    """Logits and the gradient below: one product less than building the logits again."""
+    monkeypatch.setattr(head, 'CHUNK', 4)  # two chunks of 4: one row of padding
+    loss, (norm, table) = loss_of(kind, jnp.float32)
+    gradient = jax.grad(lambda norm: loss(norm, table))
+    short = flops.count(gradient, norm)
+    monkeypatch.setattr(head, '_only_matrix', lambda module: None)
+    plain = flops.count(jax.grad(lambda norm: loss(norm, table)), norm)
+    assert plain - short == 2 * 8 * 16 * 61  # of 8 rows, a hidden size of 16 and 61 words

@@ -1,0 +1,404 @@
+"""The preflight: memory, arithmetic and traffic of the real update, compiled from shapes."""
+
+import importlib.util
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from tests import train_tiny
+from train import cli, feed, model, optimizer, step
+from train.preflight import __main__ as preflight
+from train.preflight import floor, flops, hlo, largest, memory, program, report, target, traffic
+
+MESH = '2,2,2'
+LENGTH, LAYERS, HIDDEN = 48, 2, 32
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+    with train_tiny.compiled_once():
+        yield
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    return train_tiny.write_all(tmp_path_factory.mktemp('tiny'))
+
+
+def prepared(tiny, *more, mesh=MESH):
+    config = train_tiny.config(tiny, f'--mesh={mesh}', '--method=lora', *more)
+    place = target.find('')
+    return program.prepare(config, place), place
+
+
+@pytest.fixture(scope='module')
+def lora(tiny):
+    """(job, report) of LoRA on eight devices."""
+    job, place = prepared(tiny)
+    return job, preflight.run(job, place, batch=8)
+
+
+def test_memory_is_all_accounted_for(lora):
+    found = lora[1]
+    parts = {k: v for k, v in found['memory'].items() if k not in ('limit', 'fits', 'total')}
+    assert sum(parts.values()) == found['memory']['total']
+    assert found['fits'] is None  # nobody knows what a CPU holds
+    assert found['memory']['padding'] <= 0  # a CPU has no tiles; what nothing reads is not passed
+    assert found['memory']['temporaries'] > 0
+    # Two moments for each trained number, and a few scalars.
+    assert 0 < found['memory']['moments'] - 2 * found['memory']['adapter'] < 64
+    assert found['trained'] == LAYERS * 2 * 4 * (HIDDEN + HIDDEN)
+
+
+def test_shapes_are_those_of_a_real_run(tiny, lora):
+    """The same program from arrays: what the preflight lays out is what `train.run` loads."""
+    job, found = lora
+    built = model.setup(job.config)
+    at = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
+    assert at(built.params) == at(job.base)
+    assert at(built.state.params) == at(job.train.params)
+    real = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(built.params))
+    assert real == found['memory']['base']
+    data = feed.make(job.config, built.tokenizer, built.mesh)
+    shape = program.shape_of(job, 8)
+    batch = data.at(0).arrays
+    asked = program.batch_of(job, shape)
+    assert batch.keys() == asked.keys()
+    for name, array in batch.items():
+        assert array.dtype == asked[name].dtype
+        assert array.sharding == asked[name].sharding
+        assert all(n <= most for n, most in zip(array.shape, asked[name].shape, strict=True))
+    rate = optimizer.schedule(job.config.optim, data.steps)
+    programs = step.compile_programs(
+        built.plan, built.forward, optimizer.make(job.config.optim, rate), rate, built.mesh,
+        built.state.params, 0,
+    )  # fmt: skip
+    assert at(programs.shapes) == at(job.train)
+
+
+def test_the_floor_by_hand(lora):
+    job, found = lora
+    tokens, vocabulary = 8 * LENGTH, job.model.config.vocab_size
+    kernels = LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN * 2 * HIDDEN)
+    labelled = found['shape']['labels']
+    assert (found['shape']['rows'], found['shape']['width']) == (8, LENGTH)
+    assert labelled == 8 * program.ANSWER
+    parts = found['flops']['floor']
+    assert parts['forward'] == parts['backward'] == 2 * kernels * tokens
+    assert parts['attention'] == 12 * tokens * LENGTH * HIDDEN * LAYERS
+    assert parts['head'] == 4 * labelled * HIDDEN * vocabulary
+    assert parts['adapter'] == LAYERS * 2 * 6 * 4 * (2 * HIDDEN) * tokens
+    assert parts['total'] == sum(v for k, v in parts.items() if k != 'total')
+
+
+@pytest.mark.parametrize('method', ['lora', 'knowhira'])
+def test_the_update_asks_for_the_floor_and_remat_for_more(tiny, method):
+    asked = {}
+    for remat in ('none', 'full'):
+        job, _ = prepared(tiny, f'--method={method}', f'--remat={remat}', mesh='1,1,1')
+        shape = program.shape_of(job, 8)
+        least = floor.floor(job, shape)
+        asked[remat] = flops.count(program.trace(job, 8).jaxpr)
+        if remat == 'none':
+            assert 1.0 <= asked[remat] / least.total < 1.02
+    again = asked['full'] - asked['none']
+    assert 0.5 * least.forward < again < least.forward + least.attention + least.adapter
+
+
+def test_a_method_without_a_formula_says_so(tiny):
+    job, _ = prepared(tiny, '--method=lora+daa', mesh='1,1,1')
+    assert floor.floor(job, program.shape_of(job, 8)).total is None
+
+
+def test_counting_follows_scans_and_drops_what_nothing_uses():
+    w, x = jnp.ones((4, 4)), jnp.ones((2, 4))
+
+    def f(w, x):
+        def body(h, _):
+            unused = h @ w @ w
+            del unused
+            branch = jax.lax.cond(h.sum() > 0, lambda h: h @ w, lambda h: h, h)
+            return branch, None
+
+        return jax.lax.scan(body, x, length=5)[0]
+
+    assert flops.count(jax.make_jaxpr(f)(w, x)) == 5 * 2 * 2 * 4 * 4
+
+
+def test_collectives_of_a_compiled_loop_are_found_with_their_bytes():
+    mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
+
+    def local(a):  # [8, 16] on each device
+        def body(a, _):
+            whole = jax.lax.all_gather(a, 'x', tiled=True)  # [32, 16]
+            part = jax.lax.psum_scatter(jnp.sin(whole), 'x', tiled=True)  # [8, 16]
+            turned = jax.lax.ppermute(jnp.cos(part), 'y', [(0, 1), (1, 0)])
+            swapped = jax.lax.all_to_all(jnp.sin(turned), 'x', 0, 0, tiled=True)
+            summed = jax.lax.psum(jnp.cos(swapped), 'y')
+            return jnp.sin(summed @ jnp.ones((16, 16))), None
+
+        return jax.lax.scan(body, a, length=5)[0]
+
+    spec = PartitionSpec(('x', 'y'))
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    text = jax.jit(mapped).lower(jnp.ones((64, 16))).compile().as_text()
+    visits, unknown = hlo.walk(hlo.parse(text))
+    assert unknown == []
+    found = traffic.by_kind(traffic.collectives(visits))
+    one = 8 * 16 * 4
+    assert found == {
+        'all-gather': {'runs': 5, 'payload': 5 * 4 * one, 'sent': 5 * 4 * one * 3 / 4},
+        'reduce-scatter': {'runs': 5, 'payload': 5 * 4 * one, 'sent': 5 * 4 * one * 3 / 4},
+        'all-reduce': {'runs': 5, 'payload': 5 * one, 'sent': 5 * one},
+        'all-to-all': {'runs': 5, 'payload': 5 * one, 'sent': 5 * one * 3 / 4},
+        'collective-permute': {'runs': 5, 'payload': 5 * one, 'sent': 5 * one},
+    }
+    assert traffic.matmul_flops(visits) == 5 * 2 * 8 * 16 * 16
+
+
+def test_the_update_on_eight_devices_shares_its_work_and_gathers_kernels(lora):
+    found = lora[1]
+    assert found['loops_without_a_count'] == []
+    assert 0.99 < found['chip_share'] < 1.25
+    assert found['collectives']['all-gather']['runs'] >= LAYERS
+    # Each device keeps its own rows for the backward pass: 8 rows over data 2 and fsdp 2.
+    stacked = [json.loads(k['array'][k['array'].index('[') :]) for k in found['kept']]
+    assert stacked
+    assert all(shape[:2] == [LAYERS, 2] for shape in stacked)
+
+
+def test_one_device_does_it_all_and_sends_nothing(tiny):
+    job, place = prepared(tiny, mesh='1,1,1')
+    found = preflight.run(job, place, batch=8)
+    assert found['collectives'] == {}
+    np.testing.assert_allclose(found['chip_share'], 1.0, rtol=0.01)
+
+
+# What libtpu writes, cut down: a loop whose trips are in its condition, a reduce-scatter as a
+# fusion, one gather in the three pieces of an asynchronous chain, batches as dilated windows.
+TPU = """HloModule jit_update, is_scheduled=true
+
+%all-reduce-scatter.1 (input: f32[32,128]) -> f32[4,128] {
+  %input = f32[32,128]{1,0:T(8,128)S(1)} parameter(0)
+  %all-reduce.2 = f32[32,128]{1,0:T(8,128)} all-reduce(%input), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+  ROOT %dynamic-slice.3 = f32[4,128]{1,0} dynamic-slice(%all-reduce.2, %input), dynamic_slice_sizes={4,128}
+}
+
+%piece.1 (p: bf16[4,128]) -> bf16[32,128] {
+  %p = bf16[4,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[32,128]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, frontend_attributes={chain_id="7"}
+}
+
+%piece.2 (p: bf16[4,128]) -> bf16[32,128] {
+  %p = bf16[4,128]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.2 = bf16[32,128]{1,0:T(8,128)(2,1)} all-gather(%p), replica_groups=mesh['axis_0'=8,'axis_1'=1] {'axis_0'}, dimensions={0}, frontend_attributes={chain_id="7"}
+}
+
+%cond (c: (s32[], f32[32,128])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(24)
+  %c = (s32[]{:T(128)}, f32[32,128]{1,0:T(8,128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
+}
+
+%body (c: (s32[], f32[32,128])) -> (s32[], f32[32,128]) {
+  %c = (s32[]{:T(128)}, /*index=1*/f32[32,128]{1,0:T(8,128)}) parameter(0)
+  %x = f32[32,128]{1,0:T(8,128)} get-tuple-element(%c), index=1
+  %s = f32[4,128]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+  %h = bf16[4,128]{1,0} convert(%s)
+  %g = bf16[32,128]{1,0} fusion(%h), kind=kCustom, calls=%piece.1
+  %k = bf16[32,128]{1,0} fusion(%h), kind=kCustom, calls=%piece.2
+  %plain = f32[32,32]{1,0} convolution(%g, %k), dim_labels=bf_oi->bf
+  %q = bf16[16,8,128]{2,1,0} custom-call(%g)
+  %v = bf16[16,8,128]{2,1,0} custom-call(%k)
+  %batched = f32[16,8,8]{2,1,0} convolution(%q, %v), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0oi->0bf
+  ROOT %t = (s32[], f32[32,128]{1,0}) tuple(%c, %x)
+}
+
+ENTRY %main (a: f32[32,128]) -> f32[32,128] {
+  %a = f32[32,128]{1,0:T(8,128)} parameter(0)
+  %zero = s32[]{:T(128)} constant(0)
+  %start = (s32[]{:T(128)}, f32[32,128]{1,0:T(8,128)}) tuple(%zero, %a)
+  %loop = (s32[]{:T(128)}, f32[32,128]{1,0:T(8,128)}) while(%start), condition=%cond, body=%body
+  ROOT %out = f32[32,128]{1,0:T(8,128)} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_the_forms_of_a_tpu_program():
+    module = hlo.parse(TPU)
+    visits, unknown = hlo.walk(module)
+    assert unknown == []
+    found = traffic.by_kind(traffic.collectives(visits))
+    assert found == {
+        'all-gather': {'runs': 24, 'payload': 24 * 32 * 128 * 2, 'sent': 24 * 32 * 128 * 2 * 7 / 8},
+        'reduce-scatter': {
+            'runs': 24,
+            'payload': 24 * 32 * 128 * 4,
+            'sent': 24 * 32 * 128 * 4 * 7 / 8,
+        },
+    }
+    assert traffic.matmul_flops(visits) == 24 * (2 * 32 * 32 * 128 + 2 * 16 * 8 * 8 * 128)
+    # A loop that counts from elsewhere, and one that says nothing.
+    assert walked(TPU.replace('constant(0)', 'constant(4)'), 'custom-call') == 20
+    assert walked(TPU.replace('direction=LT', 'direction=NE'), 'custom-call') == 1
+    assert hlo.walk(hlo.parse(TPU.replace('direction=LT', 'direction=NE')))[1] == ['loop']
+    with pytest.raises(ValueError, match='no ENTRY'):
+        hlo.parse('HloModule nothing')
+
+
+def walked(text, opcode):
+    """How often the first operation of this kind runs."""
+    return next(v.times for v in hlo.walk(hlo.parse(text))[0] if v.op.opcode == opcode)
+
+
+SHARES = {
+    'a line': lambda batch, limit: (batch + 20) / (limit + 20),
+    'a parabola': lambda batch, limit: (batch / max(limit, 1)) ** 2 if limit else 2.0,
+    'a step': lambda batch, limit: 0.5 if batch <= limit else 2.0,
+    'a crawl': lambda batch, limit: 1 - 1e-6 * (limit - batch),
+}
+
+
+@pytest.mark.parametrize('shape', SHARES)
+@pytest.mark.parametrize('multiple', [1, 8])
+@pytest.mark.parametrize('first', [1, 8, 200])
+def test_the_largest_batch_is_found(shape, multiple, first):
+    for limit in (0, 7, 8, 37, 64, 1000, 10**9):
+        tried = []
+
+        def share(batch, limit=limit, tried=tried):
+            tried.append(batch)
+            return SHARES[shape](batch, limit)
+
+        found = largest.largest(share, multiple, first, cap=4096)
+        assert found == min(limit, 4096) // multiple * multiple
+        assert len(set(tried)) == len(tried) <= (5 if shape == 'a line' else 40)
+        assert all(batch % multiple == 0 and 0 < batch <= 4096 for batch in tried)
+
+
+def test_the_search_asks_the_compiler(tiny):
+    job, place = prepared(tiny, mesh='8,1,1')
+    sizes = {b: preflight.compile_batch(job, place, b)[2].total for b in (8, 16, 24)}
+    assert sizes[8] < sizes[16] < sizes[24]
+    limited = place._replace(hbm=float(sizes[16]))
+    found = preflight.search(job, limited, first=8)
+    assert found['batch'] == 16
+    assert {8, 16, 24} <= found['tried'].keys()
+    assert found['tried'][16] == 1.0 < found['tried'][24]
+    with pytest.raises(ValueError, match='--largest needs to know what a cpu holds'):
+        preflight.search(job, place, first=8)
+
+
+def test_a_refusal_of_the_compiler_is_read(lora):
+    job, _ = lora
+    shape = program.shape_of(job, 8)
+    own = sum(memory.owners(job, shape).values())
+    said = (
+        'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
+        'temporaries (71.50G) exceeds available HBM (15.75G).'
+    )
+    for message in (said, 'RESOURCE_EXHAUSTED: ... Used 71.50G of 15.75G hbm. Exceeded by 55.75G'):
+        found = memory.of_refusal(job, shape, RuntimeError(message))
+        assert found.fits is False
+        assert found.limit == 15.75 * 2**30
+        assert found.total == 71.5 * 2**30
+        assert found.temporaries == found.total - own
+    assert memory.of_refusal(job, shape, RuntimeError('INTERNAL: something else')) is None
+
+
+def test_the_command_prints_a_narrow_table_and_writes_json(tiny, tmp_path, capsys):
+    out = tmp_path / 'found.json'
+    argv = [
+        *train_tiny.flags(tiny, '--method=lora', f'--mesh={MESH}'),
+        '--hbm=0.0001',
+        f'--out={out}',
+    ]
+    assert preflight.main(argv) == 0
+    said = capsys.readouterr().out
+    assert 'does not fit: ' in said
+    assert '--hbm' in said
+    for word in ('memory a chip', 'temporaries', 'floor: forward', 'all-gather', '8 x cpu'):
+        assert word in said
+    assert max(map(len, said.splitlines())) <= 100 + len(str(tiny))
+    found = json.loads(out.read_text())
+    assert found['fits'] is False
+    assert report.table(found) == said.strip()
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--topology=v9:2x2'], 'v4, v5e, v5p, v6e and a shape'),
+        (['--topology=v5e'], 'v4, v5e, v5p, v6e and a shape'),
+        (['--model_name=EleutherAI/gpt-neo-1.3C'], 'EleutherAI/gpt-neo-1.3B'),
+        (['--mesh=4,4,1'], 'needs 16 devices'),
+        (['--target_modules=q_prj'], 'q_proj'),
+    ],
+)
+def test_errors_name_what_would_do(tiny, more, message, capsys):
+    assert preflight.main([*train_tiny.flags(tiny, '--method=lora'), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_without_libtpu_it_says_what_to_install(monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        'find_spec',
+        lambda name, *more: found(name, *more) if name != 'libtpu' else None,
+    )
+    with pytest.raises(ValueError, match=r"pip install 'jax\[tpu\]==" + jax.__version__):
+        target.find('v5e:2x4')
+
+
+def test_known_models_need_no_network_and_no_data_set():
+    """The shapes of a large model, traced but not compiled: seconds, and no memory."""
+    argv = [
+        '--model_name=Qwen/Qwen2.5-7B',
+        '--dataset=common_170k',
+        '--method=lora',
+        '--dtype=bfloat16',
+    ]
+    config, _ = cli.parse([*argv, '--mesh=1,8,1', '--batch=8'])
+    job = program.prepare(config, target.find(''))
+    shape = program.shape_of(job, 8)
+    assert flops.count(program.trace(job, 8).jaxpr) / floor.floor(job, shape).total < 1.01
+    total = 2 * 7_615_616_512 / 8
+    assert total <= memory.owners(job, shape)['base'] < 1.001 * total
+
+
+@pytest.fixture
+def configuration():
+    """JAX's settings, put back after a topology changed them."""
+    kept = {
+        name: getattr(jax.config, name)
+        for name in ('jax_platforms', 'jax_enable_compilation_cache')
+    }
+    yield
+    for name, value in kept.items():
+        jax.config.update(name, value)
+
+
+def test_a_tpu_topology(tiny, configuration, tmp_path, capsys):
+    pytest.importorskip('libtpu', reason="compiles for a TPU: needs pip install 'jaxpeft[tpu]'")
+    out = tmp_path / 'found.json'
+    argv = train_tiny.flags(tiny, '--method=knowhira', '--dtype=bfloat16', f'--mesh={MESH}')
+    assert preflight.main([*argv, '--topology=v5e:2x4', f'--out={out}']) == 0
+    assert '8 x TPU v5 lite (v5e:2x4)' in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    assert found['fits'] is True
+    assert found['memory']['limit'] == 15.75 * 2**30
+    assert found['loops_without_a_count'] == []
+    assert 0.99 < found['chip_share'] < 2
+    assert found['collectives']['all-gather']['runs'] >= LAYERS
+    # 3 million rows do not fit; the compiler refuses and its message is read.
+    job = program.prepare(cli.parse(argv)[0], target.find('v5e:2x4'))
+    refused = preflight.run(job, target.find('v5e:2x4'), batch=3_000_000)
+    assert refused['fits'] is False
+    assert refused['memory']['total'] > refused['memory']['limit'] == 15.75 * 2**30
+    assert 'does not fit: ' in report.table(refused)
