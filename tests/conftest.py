@@ -10,10 +10,16 @@ FLAGS = [
     '--xla_force_host_platform_device_count=8',
     '--xla_backend_optimization_level=0',
     '--xla_llvm_disable_expensive_passes=true',
+    # Eight devices wait for each other on few cores that other workers use too: 40 seconds, XLA's
+    # own limit before it kills the process, is no sign of a deadlock there. pytest has a limit.
+    '--xla_cpu_collective_call_terminate_timeout_seconds=500',
 ]
 if tuple(map(int, importlib.metadata.version('jaxlib').split('.')[:2])) < (0, 11):
     FLAGS.append('--xla_cpu_use_fusion_emitters=false')  # an unknown flag aborts newer ones
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *FLAGS]).strip()
+# XLA's pool has a thread a core, and a collective blocks one: with fewer threads than devices two
+# collectives in flight can hold all of them and wait for each other.
+os.environ['NPROC'] = '16'
 os.environ['HF_HUB_OFFLINE'] = '1'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 

@@ -17,32 +17,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.models import cache as caches
-from jaxpeft.models.activations import activation
+from jaxpeft.models.activations import gated
 from jaxpeft.models.attention import Attention, Context, LayerInputs
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
+from jaxpeft.models.norms import RMSNorm
 from jaxpeft.models.rope import angles, rotate
 from jaxpeft.models.sharding import split_looked_up, split_rows
 from jaxpeft.models.stack import layer_inputs, make_layers
 
 Array = jax.Array
 INIT = nn.initializers.normal(0.02)
-
-
-class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32; back in x's dtype."""
-
-    eps: float
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        size = x.shape[-1]
-        weight = self.param('weight', nn.initializers.ones, (size,), self.param_dtype)
-        h = x.astype(jnp.float32)
-        h = h * jax.lax.rsqrt(jnp.mean(h * h, axis=-1, keepdims=True) + self.eps)
-        scale = weight.astype(jnp.float32).reshape((1,) * (x.ndim - 1) + (size,))
-        return (h * scale).astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -93,7 +78,7 @@ class MLP(nn.Module):
         c = self.config
         gate = _dense(self, c.intermediate_size, 'gate_proj', False)(x)
         up = _dense(self, c.intermediate_size, 'up_proj', False)(x)
-        return _dense(self, c.hidden_size, 'down_proj', False)(activation(c.activation)(gate) * up)
+        return _dense(self, c.hidden_size, 'down_proj', False)(gated(c.activation)(gate, up))
 
 
 class Block(nn.Module):

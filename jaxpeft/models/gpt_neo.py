@@ -21,6 +21,7 @@ from jaxpeft.models.activations import activation
 from jaxpeft.models.attention import Attention, Context, LayerInputs
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
+from jaxpeft.models.norms import LayerNorm
 from jaxpeft.models.sharding import split_looked_up, split_rows
 from jaxpeft.models.stack import layer_inputs, make_layers
 
@@ -126,7 +127,7 @@ class Trunk(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
         )
-        self.ln_f = nn.LayerNorm(**_norm_args(self))
+        self.ln_f = LayerNorm(c.norm_eps, self.param_dtype)
 
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
         x = split_looked_up(self.wte(tokens) + self.wpe(ctx.q_pos))
@@ -205,15 +206,5 @@ def _dense(module: Any, features: int, name: str, use_bias: bool = True) -> nn.D
     )
 
 
-def _norm_args(module: Any) -> dict[str, Any]:
-    # float32 whatever the compute dtype; the slow variance because E[x^2] - E[x]^2 loses digits.
-    return {
-        'epsilon': module.config.norm_eps,
-        'dtype': jnp.float32,
-        'param_dtype': module.param_dtype,
-        'use_fast_variance': False,
-    }
-
-
-def _norm(module: Any, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(**_norm_args(module), name=name)
+def _norm(module: Any, name: str) -> LayerNorm:
+    return LayerNorm(module.config.norm_eps, module.param_dtype, name=name)

@@ -88,11 +88,34 @@ def _only_matrix(head: nn.Module) -> Array | None:
     return nn.unbox(leaf)
 
 
+@jax.custom_vjp
 def _nll(logits: Array, labels: Array) -> Array:
-    """-log softmax(logits)[label]: [N, V], [N] -> [N] float32."""
-    logits = logits.astype(jnp.float32)
-    picked = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
+    """-log softmax(logits)[label]: [N, V], [N] -> [N] float32.
+
+    Its gradient `softmax(logits) - onehot(label)` is one fused pass; autodiff scatters the ones
+    into zeros of [N, V], which costs copies of them.
+    """
+    return _nll_forward(logits, labels)[0]
+
+
+def _nll_forward(logits: Array, labels: Array) -> tuple[Array, tuple[Array, ...]]:
+    wide = logits.astype(jnp.float32)
+    top = wide.max(axis=-1, keepdims=True)
+    weights = jnp.exp(wide - top)  # one pass of exponentials, for the loss and its gradient
+    total = weights.sum(axis=-1, keepdims=True)
+    picked = jnp.take_along_axis(wide, labels[:, None], axis=-1)
+    loss = (jnp.log(total) + top - picked)[:, 0]
+    return loss, (weights, total, labels, jnp.zeros((), logits.dtype))
+
+
+def _nll_backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, None]:
+    weights, total, labels, like = saved
+    ones = labels[:, None] == jnp.arange(weights.shape[1], dtype=labels.dtype)[None, :]
+    slope = (weights / total - ones.astype(jnp.float32)) * dy[:, None]
+    return slope.astype(like.dtype), None
+
+
+_nll.defvjp(_nll_forward, _nll_backward)
 
 
 def _with_slope(
