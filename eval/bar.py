@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def rows_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], None]]:
+def rows_bar(
+    title: str, total: int, shown: bool, unit: str = 'rows'
+) -> Iterator[Callable[[int], None]]:
     """A bar over `total` rows on stderr; gives the function that advances it.
 
     Args:
       title: what is being done.
       total: rows.
       shown: without it the function does nothing.
+      unit: what is counted.
     """
     if not shown:
         yield lambda rows: None
@@ -23,7 +26,7 @@ def rows_bar(title: str, total: int, shown: bool) -> Iterator[Callable[[int], No
         progress.TextColumn('{task.description}'),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
-        progress.TextColumn('rows, {task.fields[speed]} rows/s'),
+        progress.TextColumn(unit + ', {task.fields[speed]} ' + unit + '/s'),
         progress.TimeElapsedColumn(),
         progress.TextColumn('left'),
         progress.TimeRemainingColumn(),

@@ -127,7 +127,7 @@ def _reorder(cache: Cache, source: jax.Array, prompt: int) -> Cache:
     B, K = source.shape
     rows = (jnp.arange(B)[:, None] * K + source).reshape(-1)
     moved = {
-        name: cache[name].at[:, :, prompt:].set(cache[name][:, rows, prompt:])
+        name: cache[name].at[:, :, :, prompt:].set(cache[name][:, rows, :, prompt:])
         for name in ('k', 'v')
     }
     return {**cache, **moved, **carried(cache, lambda leaf: leaf[rows])}

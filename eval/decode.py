@@ -11,6 +11,7 @@ import numpy as np
 from eval import batches, beam, placement
 from eval.prefill import prefill, prefix_cache, step
 from eval.sampling import GREEDY, History, Sampling, check, draws, pick
+from jaxpeft.models import cache as caches
 
 
 def generate(
@@ -117,7 +118,7 @@ def decode(
     B = len(tokens)
     # the last token is never fed back, so that one slot less will do
     logits, cache, start = prefill(run, model, prefix, tokens, lengths, new_tokens - 1)
-    history = _history(tokens, lengths, new_tokens) if sampling.needs_history else None
+    history = history_of(tokens, lengths, new_tokens) if sampling.needs_history else None
     token = pick(logits, sampling, drawn[:, 0], history)
     out = jnp.full((B, new_tokens), eos, jnp.int32).at[:, 0].set(token)
 
@@ -134,11 +135,11 @@ def decode(
         token = jnp.where(done, eos, token)
         return at + 1, cache, out.at[:, at].set(token), done | (token == eos), history
 
-    carry = (jnp.int32(1), cache, out, token == eos, history)
+    carry = (jnp.int32(1), caches.apart(cache), out, token == eos, history)
     return jax.lax.while_loop(going, body, carry)[2]
 
 
-def _history(tokens: jax.Array, lengths: jax.Array, new_tokens: int) -> History:
+def history_of(tokens: jax.Array, lengths: jax.Array, new_tokens: int) -> History:
     """The prompts as history, with room for the new tokens."""
     T = tokens.shape[1]
     valid = jnp.arange(T)[None, :] >= (T - lengths)[:, None]

@@ -1,28 +1,3 @@
 """Result files: never overwritten by the result of another configuration."""
 
-import json
-import pathlib
-from typing import Any
-
-
-def check_free(path: pathlib.Path, config: dict[str, Any]) -> None:
-    """Refuses to overwrite what is not a result of the same configuration.
-
-    Raises:
-      ValueError: naming the file and what differs.
-    """
-    if not path.exists():
-        return
-    try:
-        there = json.loads(path.read_text())['config']
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f'{path} exists and is no result of an evaluation; give another name'
-        ) from None
-    keys = [k for k in sorted({*config, *there}) if config.get(k) != there.get(k)]
-    if keys:
-        what = '; '.join(f'{k} is {there.get(k)!r} there, {config.get(k)!r} here' for k in keys)
-        raise ValueError(
-            f'{path} holds a finished result of another configuration: {what}. '
-            'Give another --name (or --out), or remove the file'
-        )
+from train.outs import check_free as check_free

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from eval.rundata import RunData, spectra
+from train.results import questions
 
 BLUE, ORANGE, GREY, DARK = '#4c78a8', '#f58518', '#b8bec6', '#2b2f36'
 DPI = 150
@@ -54,7 +55,8 @@ def loss(run: RunData):
         axis.plot(
             *zip(*held, strict=True), color=ORANGE, lw=1.3, marker='o', ms=4, label='validation'
         )
-    what = 'token' if run.config.get('train_on_inputs') else 'answer token'
+    text = 'perplexity' in (run.results.get('after') or {})
+    what = 'token' if text or run.config.get('train_on_inputs') else 'answer token'
     axis.set(xlabel='step', ylabel=f'loss per {what}')
     axis.grid(axis='y', color=GREY, lw=0.5, alpha=0.6)
     axis.legend(frameon=False)
@@ -64,7 +66,7 @@ def loss(run: RunData):
 
 def accuracy(run: RunData):
     """Accuracy before and after by task, a panel a decoding; None without results."""
-    before, after = run.results.get('before') or {}, run.results.get('after') or {}
+    before, after = (questions(run.results.get(when) or {}) for when in ('before', 'after'))
     panels = {name: [e[name] for e in (before, after) if name in e] for name in after}
     labels: Sequence[str] = ('before', 'after')
     if not panels:  # a bare base, or a run that trained without evaluation

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Cache = dict[str, jax.Array]
-_ROW_AXIS = {'k': 1, 'v': 1, 'pos': 0, 'seg': 0}  # of a cache's leaves; the slots come next
+_ROW_AXIS = {'k': 1, 'v': 1, 'pos': 0, 'seg': 0}  # of a cache's leaves
+_SLOT_AXIS = {'k': 3, 'v': 3, 'pos': 1, 'seg': 1}
 _CARRIED = 'structure'  # a tree of one state a row, where an adapter follows the text's structure
 
 
@@ -83,7 +84,7 @@ def _insert(name: str, leaf: jax.Array, prefix: jax.Array) -> jax.Array:
         return prefix
     axis = _ROW_AXIS[name]
     rows = jnp.repeat(prefix, leaf.shape[axis], axis=axis)
-    return jax.lax.dynamic_update_slice_in_dim(leaf, rows, 0, axis=axis + 1)
+    return jax.lax.dynamic_update_slice_in_dim(leaf, rows, 0, axis=_SLOT_AXIS[name])
 
 
 def spread(cache: Cache, times: int) -> Cache:

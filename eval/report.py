@@ -1,12 +1,14 @@
 """report.md of a run directory: settings, adapted layers, accuracy, predictions, plots."""
 
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval import plots, rundata
 from eval.rundata import RunData
 from eval.table import interval, mean_of, percent
+from train.results import questions
 
 
 def write(run_dir: str | pathlib.Path) -> pathlib.Path:
@@ -26,6 +28,7 @@ def write(run_dir: str | pathlib.Path) -> pathlib.Path:
     parts = [
         f'# {run.folder.absolute().name}',
         _summary(run),
+        *_perplexity(run),
         *_before_after(run),
         *_evaluations(run),
         *_histograms(run),
@@ -38,7 +41,7 @@ def write(run_dir: str | pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table whose first column is text and whose others are figures."""
     rule = ['---', *['---:'] * (len(header) - 1)]
     return '\n'.join('| ' + ' | '.join(line) + ' |' for line in (header, rule, *rows))
@@ -70,9 +73,27 @@ def _summary(run: RunData) -> str:
     return '\n'.join(lines)
 
 
+def _perplexity(run: RunData) -> list[str]:
+    """The held-out windows' perplexity, of a run on plain text."""
+    found = {
+        when: run.results[when]['perplexity']
+        for when in ('before', 'after')
+        if 'perplexity' in (run.results.get(when) or {})
+    }
+    if not found:
+        return []
+    rows = [
+        [when, *(f'{one[name]:.3f}' for name in ('corpus_ppl', 'mean_text_ppl'))]
+        for when, one in found.items()
+    ]
+    one = next(iter(found.values()))
+    note = f'{one["texts"]:,} held-out windows, {one["tokens"]:,} tokens.'
+    return ['## Perplexity', note, markdown(('', 'corpus', 'mean of windows'), rows)]
+
+
 def _before_after(run: RunData) -> list[str]:
     """Accuracy before and after, a table a decoding."""
-    before, after = run.results.get('before') or {}, run.results.get('after') or {}
+    before, after = (questions(run.results.get(when) or {}) for when in ('before', 'after'))
     if not after:
         return []
     parts = ['## Accuracy in %, before and after', _NOTE]
@@ -96,7 +117,7 @@ def _before_after(run: RunData) -> list[str]:
         gain = f'{100 * (found["mean"] - found["majority_mean"]):+.1f}'
         rows.append([f'**{mean_of(found)}**', '', *means, gain, ''])
         header = ('task', 'n', 'majority', 'before', 'after', 'after - majority', 'parsable')
-        parts += [f'### {decoding}', _markdown(header, rows)]
+        parts += [f'### {decoding}', markdown(header, rows)]
     return parts
 
 
@@ -139,7 +160,7 @@ def _evaluations(run: RunData) -> list[str]:
                 if key in one['config']
             )
             speed = f'{one["seconds"]:.0f} s, {one["rows_per_second"]:.1f} rows/s'
-            parts += [f'### eval/{name}.json', f'{what}; {speed}.', _markdown(header, rows)]
+            parts += [f'### eval/{name}.json', f'{what}; {speed}.', markdown(header, rows)]
     return ['## Evaluations by eval.run', _NOTE, *parts] if parts else []
 
 
@@ -148,7 +169,7 @@ def _histograms(run: RunData) -> list[str]:
     sources = {
         f'{d}, {when}': e
         for when in ('before', 'after')
-        for d, e in (run.results.get(when) or {}).items()
+        for d, e in questions(run.results.get(when) or {}).items()
     }
     sources |= {
         f'eval/{name}.json': e
@@ -163,7 +184,7 @@ def _histograms(run: RunData) -> list[str]:
         }
         labels = list(dict.fromkeys(label for counts in own.values() for label in counts))
         rows = [[name, *(str(c.get(label, 0)) for label in labels)] for name, c in own.items()]
-        parts += [f'### {task}', _markdown(['', *labels], rows)]
+        parts += [f'### {task}', markdown(['', *labels], rows)]
     return ['## Predictions', *parts] if parts else []
 
 
@@ -197,7 +218,7 @@ def _adapted(run: RunData) -> list[str]:
         return []
     rows.append(['**all**', '', '', '', f'{total:,}'])
     header = ('adapted', 'layers', 'kernel', 'rank', 'numbers stored')
-    return ['## Adapted layers', _markdown(header, rows)]
+    return ['## Adapted layers', markdown(header, rows)]
 
 
 def _settings(run: RunData) -> list[str]:
@@ -207,3 +228,9 @@ def _settings(run: RunData) -> list[str]:
     versions = ', '.join(f'{k} {v}' for k, v in run.results.get('versions', {}).items())
     block = '```\n' + '\n'.join(lines) + '\n```'
     return ['## Settings', block, *([f'Made with {versions}.'] if versions else [])]
+
+
+if __name__ == '__main__':  # the analysis of one or several runs, as one HTML page
+    from eval.analysis import program
+
+    sys.exit(program.main())

@@ -84,11 +84,30 @@ def score(forward, model, state, params, prefix, tokens, lengths, tails, tail_le
       float32 [B, C].
     """
     run = functools.partial(forward, state, {'params': params})
+    logits, cache, start = prefill(run, model, prefix, tokens, lengths, tails.shape[2] - 1)
+    return continued(run, logits, cache, start, tails, tail_lengths)[0]
+
+
+def continued(run, logits, cache, start, tails, tail_lengths):
+    """The candidates that follow a batch of prompts whose prefill is done; traced, not jitted.
+
+    Args:
+      run: `forward` with its state and variables bound.
+      logits: float32 [B, V], of what follows each prompt.
+      cache: of the prompts, with M - 1 slots left.
+      start: int32 [B], the next position.
+      tails: int32 [B, C, M], right-padded.
+      tail_lengths: int32 [B, C].
+
+    Returns:
+      (float32 [B, C] summed log-probabilities, bool [B, C] whether each token of a candidate was
+      the most likely one; XLA drops it where it is not used).
+    """
     M = tails.shape[2]
-    logits, cache, start = prefill(run, model, prefix, tokens, lengths, M - 1)
     total = jnp.take_along_axis(jax.nn.log_softmax(logits), tails[:, :, 0], axis=1)  # [B, C]
+    likeliest = jnp.argmax(logits, axis=1)[:, None] == tails[:, :, 0]
     if M == 1:
-        return total
+        return total, likeliest
     slots = jnp.arange(M - 1, dtype=jnp.int32)[None, :]
     positions = start[:, None] + slots
 
@@ -100,13 +119,15 @@ def score(forward, model, state, params, prefix, tokens, lengths, tails, tail_le
             segment_ids=(slots < length[:, None]).astype(jnp.int32),
             cache=cache,
         )
+        counted = slots + 1 < length[:, None]
         logp = jax.nn.log_softmax(logits)  # [B, M - 1, V]
         logp = jnp.take_along_axis(logp, tail[:, 1:, None], axis=2)[:, :, 0]
-        return jnp.where(slots + 1 < length[:, None], logp, 0.0).sum(axis=1)
+        hit = (jnp.argmax(logits, axis=2) == tail[:, 1:]) | ~counted
+        return jnp.where(counted, logp, 0.0).sum(axis=1), hit.all(axis=1)
 
     # one candidate after the other: the cache is shared, not copied C times
-    more = jax.lax.map(rest, (jnp.moveaxis(tails, 1, 0), jnp.moveaxis(tail_lengths, 1, 0)))
-    return total + more.T
+    more, hits = jax.lax.map(rest, (jnp.moveaxis(tails, 1, 0), jnp.moveaxis(tail_lengths, 1, 0)))
+    return total + more.T, likeliest & hits.T
 
 
 def _split(prompt: np.ndarray, outputs: Sequence[np.ndarray]):

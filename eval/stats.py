@@ -8,14 +8,14 @@ Z95 = 1.959963984540054  # the 97.5 % point of the normal distribution: a two-si
 UNPARSABLE = 'unparsable'
 
 
-def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
+def wilson(hits: float, n: int, z: float = Z95) -> tuple[float, float]:
     """Wilson's score interval of a proportion: sound for small n and near 0 and 1.
 
         centre = (p + z^2/2n) / (1 + z^2/n)
         half   = z / (1 + z^2/n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
 
     Args:
-      hits: successes, 0 <= hits <= n.
+      hits: successes, 0 <= hits <= n; a mean over trials may be fractional.
       n: trials, at least one.
       z: normal quantile of the confidence.
 
@@ -35,6 +35,53 @@ def wilson(hits: int, n: int, z: float = Z95) -> tuple[float, float]:
     centre = (p + z * z / (2 * n)) / shrink
     half = z / shrink * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def difference(p: float, n: int, q: float, m: int, z: float = Z95) -> tuple[float, float]:
+    """Newcombe's interval of a difference p - q of two proportions, from their score intervals.
+
+        low  = p - q - sqrt((p - low_p)^2 + (high_q - q)^2)
+        high = p - q + sqrt((high_p - p)^2 + (q - low_q)^2)
+
+    Unlike one from the differences' spread it has a width where all trials came out alike. It takes
+    the two as independent: for pairs that go together it is too wide rather than too narrow.
+
+    Args:
+      p: one proportion; a fraction of a trial is fine.
+      n: its trials, at least one.
+      q: the other proportion.
+      m: its trials, at least one.
+      z: normal quantile of the confidence.
+
+    Returns:
+      (low, high), both in [-1, 1].
+
+    Example:
+      >>> [round(x, 4) for x in difference(56 / 70, 70, 48 / 80, 80)]  # Newcombe 1998
+      [0.0524, 0.3339]
+    """
+    (low_p, high_p), (low_q, high_q) = wilson(p * n, n, z), wilson(q * m, m, z)
+    below = math.sqrt((p - low_p) ** 2 + (high_q - q) ** 2)
+    above = math.sqrt((high_p - p) ** 2 + (q - low_q) ** 2)
+    return max(-1.0, p - q - below), min(1.0, p - q + above)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+    """Student's interval of the mean of independent values; None for fewer than two.
+
+    Example:
+      >>> [round(x, 4) for x in mean_interval([1.0, 2.0, 3.0])]
+      [-0.4841, 4.4841]
+    """
+    n = len(values)
+    if n < 2:
+        return None
+    from scipy import stats  # comes with JAX
+
+    mean = sum(values) / n
+    error = math.sqrt(sum((x - mean) ** 2 for x in values) / (n - 1) / n)
+    half = float(stats.t.ppf((1 + confidence) / 2, n - 1)) * error
+    return mean - half, mean + half
 
 
 def summarise(golds: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> dict:

@@ -53,7 +53,25 @@ def load(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
             f'--method {method!r}: an adapter comes from its run (--ckpt RUN); the only method to '
             'ask for here is none, the bare base'
         )
-    found = _run(ckpt, method == 'none') if ckpt else _base(model_name, dtype)
+    return _with_tokenizer(_run(ckpt, method == 'none') if ckpt else _base(model_name, dtype))
+
+
+def either(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
+    """As `load`, for programs in which `--model_name` alone can only mean a bare base.
+
+    With both, it is the run's adapter on the base that now lies at `model_name`; the adapter's
+    checksums say whether that is the same base.
+
+    Raises:
+      ValueError: neither of them, or as `load`.
+      FileNotFoundError: a run or model that is not there.
+    """
+    if ckpt and model_name:
+        return _with_tokenizer(_run(ckpt, method == 'none', model_name))
+    return load(ckpt, model_name, 'none' if model_name else method, dtype)
+
+
+def _with_tokenizer(found: Subject) -> Subject:
     if found.tokenizer is None:
         raise ValueError(
             f'{found.identity["model_name"]} has no tokenizer files: questions are text'
@@ -61,8 +79,8 @@ def load(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
     return found
 
 
-def _run(ckpt: str, bare: bool) -> Subject:
-    run = train_model.load_run(ckpt)
+def _run(ckpt: str, bare: bool, base: str = '') -> Subject:
+    run = train_model.load_run(ckpt, base)
     folder, config = pathlib.Path(ckpt), run.config
     embedded = config.data.dataset == 'embedded'
     weights = (folder / 'adapter' / 'adapter_model.safetensors').read_bytes()

@@ -56,3 +56,19 @@ def evaluation(found: Mapping[str, Any], title: str) -> str:
     text = io.StringIO()
     Console(file=text, width=WIDTH).print(table)
     return text.getvalue().rstrip()
+
+
+def perplexity(found: Mapping[str, Any], title: str) -> str:
+    """The figures of `eval.perplexity`, a line each."""
+    table = Table(title=title, title_justify='left', show_header=False)
+    table.add_column('what', no_wrap=True)
+    table.add_column('figure', justify='right')
+    table.add_row('corpus perplexity', f'{found["corpus_ppl"]:,.4f}')
+    table.add_row("mean of the texts' perplexities", f'{found["mean_text_ppl"]:,.4f}')
+    if found['positional_ppl'] is not None:
+        table.add_row('by tenth of a text', ' '.join(f'{x:,.2f}' for x in found['positional_ppl']))
+    table.add_row('tokens scored', f'{found["tokens"]:,}')
+    table.add_row('texts', f'{found["texts"]:,}')
+    text = io.StringIO()
+    Console(file=text, width=WIDTH).print(table)
+    return text.getvalue().rstrip()

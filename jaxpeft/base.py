@@ -103,6 +103,22 @@ def check_options(name: str, w_shape: tuple[int, ...], rank: int) -> None:
         )
 
 
+def check_not_negative(name: str, **options: float) -> None:
+    """Refuses negative options. A traced one (a sweep trains many at once) passes unseen.
+
+    Raises:
+      ValueError: naming the method, the option and its value.
+    """
+    if any(known(value) and value < 0.0 for value in options.values()):
+        names, values = ' and '.join(options), ' and '.join(map(str, options.values()))
+        raise ValueError(f'{name}: {names} must not be negative, got {values}')
+
+
+def known(value: Any) -> bool:
+    """Whether an option is a number now, and not one that the compiled program will be given."""
+    return not isinstance(value, jax.core.Tracer)
+
+
 def check_rate(name: str, rate: float) -> None:
     """Refuses a dropout rate outside [0, 1).
 

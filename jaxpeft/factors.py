@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import base
+from jaxpeft import base, lowrank
 from jaxpeft.near import nearest
 
 
@@ -103,7 +103,9 @@ def scaling(rank: int, alpha: float | None, rslora: bool) -> tuple[float, float]
     With `rslora` (Kalajdzievski 2023, arXiv 2312.03732) `s = alpha / sqrt(r)`, which keeps the
     gradient's size as r grows.
     """
-    alpha = 2.0 * rank if alpha is None else float(alpha)
+    alpha = 2.0 * rank if alpha is None else alpha
+    if base.known(alpha):
+        alpha = float(alpha)
     # A rank below 1 is refused at init, with the kernel's shape.
     divisor = max(rank, 1)
     return alpha, alpha / (math.sqrt(divisor) if rslora else divisor)
@@ -112,6 +114,32 @@ def scaling(rank: int, alpha: float | None, rslora: bool) -> tuple[float, float]
 def scale_of(state: base.State, default: float) -> base.Array | float:
     """The factor of the update: `consts['scale']` where a layer has its own, else the method's."""
     return state.consts.get('scale', default)
+
+
+def product(
+    state: base.State, scale: float, x: base.Array, w: base.Array, dropped: base.Array
+) -> base.Array:
+    """`x W + s (dropped A) B - (dropped U) Vt` in float32, the cheaper way; see `lowrank`.
+
+    Args:
+      state: as for `update`.
+      scale: s.
+      x: `[..., n]`.
+      w: `[n, m]`.
+      dropped: x after dropout; x itself where there is none.
+
+    Returns:
+      `[..., m]`.
+    """
+    if dropped is not x or not lowrank.merges(x, w):
+        y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
+        return y + update(state, scale, dropped)
+    a, b, s = get(state, 'a'), get(state, 'b'), scale_of(state, scale)
+    tail = (state.consts['u'], state.consts['vt']) if 'u' in state.consts else None
+    if not isinstance(s, float | int):  # a layer's own, or a sweep's
+        b, s = s * b, 1.0
+    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
+    return lowrank.matmul(x, w, a, b, tail, s)
 
 
 def update(state: base.State, scale: float, x: base.Array) -> base.Array:

@@ -7,7 +7,7 @@ Autodiff would keep D (or w * (1 + D)) of every layer alive until its backward p
 of the base. Here the residuals are the inputs, and D is rebuilt (2 n m r FLOPs, small against the
 2 n m of each token). Gradients, with M = x^T dy, G = s * M * w:
 
-    dx = dy @ (w * (c + D))^T        da = (G @ b^T) * gamma      db = (a * gamma)^T @ G
+    dx = dy @ (w * (c + D))^T        da = (G @ b^T) * gamma      db = gamma * (a^T @ G), by rows
     dgamma_i = a_i^T G b_i^T         dw = M * (c + D)            (dropped by XLA where unused)
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.base import Array
+from jaxpeft.base import Array, known
 
 
 def delta(a: Array, b: Array, gamma: Array, scale: float) -> Array:
@@ -67,10 +67,10 @@ def _backward(scale: float, one: bool, saved: Any, dy: Array) -> Any:
     dx = jnp.matmul(dy, weight.T)
     outer = jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)  # M [n, m]
     g = scale * outer * w.astype(jnp.float32)
-    gb = g @ b.T  # [n, r]
-    da = gb * gamma[None, :]
-    db = (a * gamma[None, :]).T @ g
-    dgamma = jnp.einsum('nr,nr->r', a, gb)
+    ag = a.T @ g  # [r, m]
+    da = (g @ b.T) * gamma[None, :]
+    db = gamma[:, None] * ag
+    dgamma = jnp.einsum('rm,rm->r', b, ag)
     dw = outer * (delta(a, b, gamma, scale) + (1.0 if one else 0.0))
     return dx.reshape(shape), dw.astype(w.dtype), da, db, dgamma
 
@@ -93,12 +93,14 @@ def hadamard_apply(
       a: `[n, r]`.
       b: `[r, m]`.
       gamma: `[r]`.
-      scale: one number.
+      scale: one number; a traced one (of a sweep) acts through gamma.
       dropped: `x` after dropout, or None where there is none.
 
     Returns:
       `[..., m]` in the dtype of `x @ w`.
     """
+    if not known(scale):
+        gamma, scale = scale * gamma, 1.0
     dtype = jnp.result_type(x, w)
     x, w = x.astype(dtype), w.astype(dtype)
     if dropped is None and dtype == jnp.float32:

@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import importlib.util
 import pkgutil
 
 import pytest
@@ -12,6 +13,8 @@ import train
 
 PACKAGES = (jaxpeft, train, eval)
 PROGRAMS = {'jaxpeft.methods.__main__'}  # prints its table when imported
+if importlib.util.find_spec('lm_eval') is None:  # the extra `harness`; the file has no example
+    PROGRAMS.add('eval.lm')
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 

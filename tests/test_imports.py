@@ -16,7 +16,7 @@ FILES = {
     for package in ('jaxpeft', 'train', 'eval')
     for path in sorted((ROOT / package).rglob('*.py'))
 }
-CORE = {'base', 'factors', 'linalg', 'near', 'ops', 'paths', 'ranks', 'tree', 'views'}
+CORE = {'base', 'factors', 'linalg', 'lowrank', 'near', 'ops', 'paths', 'ranks', 'tree', 'views'}
 LATER = ('transformers', 'safetensors', 'datasets', 'optax', 'orbax', 'torch', 'matplotlib')
 
 

@@ -7,6 +7,7 @@ of an epoch ends with the first rows of the next), and nothing but the step is n
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -183,14 +184,36 @@ class Batcher:
         rows[: len(chosen)] = [example.row for example in chosen]
         return packing_lib.fill(chosen, shape, self.packing) | {'rows': rows}
 
-    def eval_batches(self) -> Iterator[dict[str, np.ndarray]]:
+    def eval_batches(self, shape: Shape | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Every example once, in order: arrays as those of `at` without the axis G, of one shape.
 
         The last batch may hold fewer examples; the missing `rows` are -1 and have no weights.
+
+        Args:
+          shape: of several batchers in common, from `shared_shapes`; None takes the smallest.
         """
+        shape = shape or self._choose([self._eval_block()], int(self._lengths.max()))
+        for first in range(0, len(self.examples), self.batch):
+            yield self._batch(self.examples[first : first + self.batch], shape)
+
+    def _eval_block(self) -> tuple[np.ndarray, np.ndarray]:
+        """Lengths and labels of the batches of `eval_batches`."""
         count = len(self.examples)
         slots = np.arange(round_up(count, self.batch)).reshape(-1, self.batch)
-        padded = [np.append(a, 0)[np.minimum(slots, count)] for a in (self._lengths, self._labels)]
-        shape = self._choose([(padded[0], padded[1])], int(self._lengths.max()))
-        for first in range(0, count, self.batch):
-            yield self._batch(self.examples[first : first + self.batch], shape)
+        lengths, labels = (
+            np.append(a, 0)[np.minimum(slots, count)] for a in (self._lengths, self._labels)
+        )
+        return lengths, labels
+
+
+def shared_shapes(batchers: Sequence[Batcher]) -> tuple[Shape, Shape]:
+    """The smallest shapes that hold every batch of several runs: of `at`, of `eval_batches`.
+
+    Runs of one program (train.sweep) need arrays of one shape; which examples form an update does
+    not depend on it. The batchers differ in seed and examples, not in their settings.
+    """
+    first = batchers[0]
+    longest = max(int(b._lengths.max()) for b in batchers)
+    blocks = itertools.chain.from_iterable(b._blocks() for b in batchers)
+    held = [b._eval_block() for b in batchers]
+    return first._choose(blocks, longest), first._choose(held, longest)

@@ -40,15 +40,20 @@ class Checkpoints:
 
     def save(self, train: TrainState, consts: Any, ledger: Ledger) -> None:
         """Starts to write a checkpoint and returns; a second one of a step changes nothing."""
-        if ledger.step == self._newest:
+        tree = {'train': train._asdict(), 'consts': consts}
+        self.save_tree(ledger.step, tree, ledger._asdict())
+
+    def save_tree(self, step: int, tree: Any, notes: Any) -> None:
+        """The same of any tree of arrays, with notes that JSON can hold."""
+        if step == self._newest:
             return
         # Copies: the next update may write into these buffers while orbax still reads them.
-        tree = jax.tree.map(jnp.copy, {'train': train._asdict(), 'consts': consts})
         saved = ocp.args.Composite(
-            state=ocp.args.StandardSave(tree), ledger=ocp.args.JsonSave(ledger._asdict())
+            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, tree)),
+            ledger=ocp.args.JsonSave(notes),
         )
-        self._manager.save(ledger.step, args=saved)
-        self._newest = ledger.step
+        self._manager.save(step, args=saved)
+        self._newest = step
 
     def restore(self, train: TrainState, consts: Any) -> tuple[TrainState, Any, Ledger]:
         """Reads the newest checkpoint straight to the devices, on this mesh or another.
@@ -56,13 +61,18 @@ class Checkpoints:
         Args:
           train, consts: arrays or shapes, with shardings.
         """
-        target = jax.tree.map(_shape, {'train': train._asdict(), 'consts': consts})
-        wanted = ocp.args.Composite(
-            state=ocp.args.StandardRestore(target), ledger=ocp.args.JsonRestore()
-        )
-        found = self._manager.restore(self._newest, args=wanted)
-        state = found['state']
-        return TrainState(**state['train']), state['consts'], Ledger(**found['ledger'])
+        state = self.restore_tree({'train': train._asdict(), 'consts': consts})
+        return TrainState(**state['train']), state['consts'], Ledger(**self.notes())
+
+    def restore_tree(self, target: Any) -> Any:
+        """The newest checkpoint's arrays: `target` with arrays or shapes, with shardings."""
+        wanted = ocp.args.StandardRestore(jax.tree.map(_shape, target))
+        return self._manager.restore(self._newest, args=ocp.args.Composite(state=wanted))['state']
+
+    def notes(self) -> Any:
+        """The newest checkpoint's notes."""
+        wanted = ocp.args.Composite(ledger=ocp.args.JsonRestore())
+        return self._manager.restore(self._newest, args=wanted)['ledger']
 
 
 def _shape(x: Any) -> jax.ShapeDtypeStruct:

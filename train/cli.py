@@ -33,6 +33,7 @@ MINIMUM = {
     'max_steps': 0,
     'max_length': 8,
     'val_size': 0,
+    'train_rows': 0,
     'eval_steps': 1,
     'early_stop_patience': 0,
     'eval_limit': 0,

@@ -28,7 +28,7 @@ METHOD_FLAGS = {
 DECODINGS = ('loglik', 'greedy', 'beam', 'fixed')  # what eval.run.evaluate knows
 
 # What may differ between two commands that mean the same run.
-FREE = ('run_dir', 'resume', 'wandb', 'out', 'traceback', 'mesh', 'save_total_limit')
+FREE = ('run_dir', 'resume', 'wandb', 'out', 'traceback', 'mesh', 'attention', 'save_total_limit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +92,9 @@ class Model:
     """One compiled layer for all layers (--no_scan: each layer apart, slower to compile)."""
     remat: str = 'none'
     """What the backward pass computes anew: none, full (least memory), dots, dots_no_batch."""
+    attention: Literal['auto', 'plain', 'splash', 'cudnn'] = 'auto'
+    """auto: the platform's kernel where it is right, else plain. A kernel by name is for training:
+    splash (TPU) or cudnn (GPU), an error where it cannot; evaluation is then as with auto."""
     mesh: str = '-1,1,1'
     """Devices along data,fsdp,tensor; -1 means all that are left."""
 
@@ -102,21 +105,25 @@ class Data:
 
     dataset: str = 'embedded'
     """common_170k, a benchmark (boolq, piqa, siqa, hellas, winog, arce, arcc, obqa), embedded, or
-    a .json, .jsonl(.gz) or .parquet file with columns instruction, input, output, answer."""
+    a .json, .jsonl(.gz) or .parquet file with columns instruction, input, output, answer; or plain
+    text: a .txt(.gz) file, or one of those with the column text."""
     data_dir: str = ''
     """Folder with local copies (TASK.SPLIT.jsonl.gz). Empty: the hub."""
     template: Literal['flat', 'llm-adapters'] = 'flat'
     """The prompt's layout: flat, or LLM-Adapters' indented one."""
     train_on_inputs: bool = False
-    """Loss on prompt and answer instead of the answer only."""
+    """Loss on prompt and answer instead of the answer only. Of plain text every token counts."""
     max_length: int = 256
-    """Tokens an example may have; a longer one loses the start of its prompt."""
+    """Tokens an example may have; a longer one loses the start of its prompt. Plain text is cut
+    into windows of so many, and loses nothing."""
     packing: bool = True
     """Several examples in one row, each blind to the others; the updates hold the same examples."""
     skip_bad_rows: bool = False
     """Leave malformed rows out, counted and reported, instead of stopping at the first."""
     val_size: int = 120
     """Rows held out for validation, chosen by the seed."""
+    train_rows: int = 0
+    """Train on this many of the other rows, chosen by the seed; 0 is all."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -35,7 +35,7 @@ def begin(tokenizer: Any) -> list[int]:
     return [ids[0]] if ids and ids[0] == tokenizer.bos_token_id else []
 
 
-def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of each text alone; a text that repeats (the targets do) is tokenised once."""
     once = list(dict.fromkeys(texts))
     # verbose=False: a text longer than the model's positions would be logged, and is cut later.
@@ -72,8 +72,10 @@ class _Prompts(NamedTuple):
 
 def _prompts(rows: Sequence[Row], tokenizer: Any, style: str) -> _Prompts:
     heads, bodies = zip(*(template.parts(row, style) for row in rows), strict=True)
-    closing = len(_ids(tokenizer, [template.closing(style)])[0])
-    return _Prompts(begin(tokenizer), _ids(tokenizer, heads), _ids(tokenizer, bodies), closing)
+    closing = len(token_ids(tokenizer, [template.closing(style)])[0])
+    return _Prompts(
+        begin(tokenizer), token_ids(tokenizer, heads), token_ids(tokenizer, bodies), closing
+    )
 
 
 def _name(row: Row, number: int) -> str:
@@ -106,7 +108,7 @@ def prompt_tokens(
 
 def _chunk(rows, first, tokenizer, max_length, style, train_on_inputs, end) -> Iterator[Example]:
     prompts = _prompts(rows, tokenizer, style)
-    targets = _ids(tokenizer, [template.target(row.output, style) for row in rows])
+    targets = token_ids(tokenizer, [template.target(row.output, style) for row in rows])
     for i, row in enumerate(rows):
         answer = targets[i] + end
         prompt = prompts.cut(i, max_length - len(answer))

@@ -1,13 +1,13 @@
 """From the data set's name to batches on the devices."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train import data
+from train import data, texts
 from train import mesh as meshes
 from train.batching import Batcher
 from train.config import Config
@@ -30,6 +30,17 @@ class Fed(NamedTuple):
     examples: int
 
 
+class Course(Protocol):
+    """How far a run goes: what decides when to validate, log and save."""
+
+    @property
+    def steps(self) -> int:
+        """Updates in the run."""
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether a pass over the rows ends with update number `step`."""
+
+
 class Feed(NamedTuple):
     """The data of a run.
 
@@ -38,12 +49,14 @@ class Feed(NamedTuple):
       mesh: where batches go.
       validation: the held-out batches, on the devices.
       steps: updates in the run.
+      held_text: the held-out windows of plain text, as token ids; none of questions.
     """
 
     batcher: Batcher
     mesh: Mesh
     validation: list[dict[str, jax.Array]]
     steps: int
+    held_text: Sequence[np.ndarray] = ()
 
     def at(self, step: int) -> Fed | None:
         """The batch of the update that follows `step` updates; None at the end of the run."""
@@ -71,11 +84,31 @@ def make(config: Config, tokenizer: Any, mesh: Mesh, say: Callable[[str], None] 
       ValueError: for a model without a tokenizer, or whatever is wrong with the data.
       FileNotFoundError: for a data set that is not there.
     """
+    encoded = examples(config, tokenizer, say)
+    found = from_examples(config, encoded, mesh)
+    say(describe(found))
+    if not data.is_text(config.data.dataset):
+        return found
+    _, held = data.split(encoded, config.data.val_size, config.optim.seed)
+    return found._replace(held_text=[one.tokens for one in held])
+
+
+def examples(
+    config: Config, tokenizer: Any, say: Callable[[str], None] = print
+) -> list[data.Example]:
+    """The data set's rows, or its windows of text, as tokens: what every run on it shares.
+
+    Raises:
+      ValueError, FileNotFoundError: as `make`.
+    """
     if tokenizer is None:
         raise ValueError(
             f'{config.model.model_name} has no tokenizer files, and --dataset holds text; put '
             "tokenizer.json and tokenizer_config.json beside the model's config.json"
         )
+    if data.is_text(config.data.dataset):
+        found = texts.load(config.data.dataset, config.data.skip_bad_rows, report=say)
+        return texts.encode(found, tokenizer, max_length=config.data.max_length, report=say)
     rows = data.load(
         config.data.dataset,
         'train',
@@ -83,16 +116,13 @@ def make(config: Config, tokenizer: Any, mesh: Mesh, say: Callable[[str], None] 
         config.data.skip_bad_rows,
         report=say,
     )
-    examples = data.encode(
+    return data.encode(
         rows,
         tokenizer,
         max_length=config.data.max_length,
         style=config.data.template,
         train_on_inputs=config.data.train_on_inputs,
     )
-    found = from_examples(config, examples, mesh)
-    say(describe(found))
-    return found
 
 
 def describe(feed: Feed) -> str:
@@ -108,8 +138,18 @@ def describe(feed: Feed) -> str:
 
 def from_examples(config: Config, examples: list, mesh: Mesh) -> Feed:
     """The same from encoded examples."""
+    batcher, held = batchers(config, examples, mesh)
+    validation = []
+    for batch in held.eval_batches() if held else ():
+        arrays = {name: x for name, x in batch.items() if name not in HOST}
+        validation.append(meshes.put(mesh, arrays, axis=0))
+    return Feed(batcher, mesh, validation, batcher.steps)
+
+
+def batchers(config: Config, examples: list, mesh: Mesh) -> tuple[Batcher, Batcher | None]:
+    """The training rows and the held-out ones, as the seed splits them; None without validation."""
     seed, optim = config.optim.seed, config.optim
-    training, held = data.split(examples, config.data.val_size, seed)
+    training, held = data.split(examples, config.data.val_size, seed, config.data.train_rows)
     shared: dict[str, Any] = {
         'packing': config.data.packing,
         'max_length': config.data.max_length,
@@ -124,9 +164,6 @@ def from_examples(config: Config, examples: list, mesh: Mesh) -> Feed:
         steps=optim.max_steps or None,
         **shared,
     )
-    validation = []
-    if held and config.validation.eval_strategy != 'no':
-        for batch in Batcher(held, min(optim.batch, len(held)), seed, **shared).eval_batches():
-            arrays = {name: x for name, x in batch.items() if name not in HOST}
-            validation.append(meshes.put(mesh, arrays, axis=0))
-    return Feed(batcher, mesh, validation, batcher.steps)
+    if not held or config.validation.eval_strategy == 'no':
+        return batcher, None
+    return batcher, Batcher(held, min(optim.batch, len(held)), seed, **shared)

@@ -20,7 +20,12 @@ from train.rows import Collector, Row, to_row
 SUFFIXES = ('.json', '.jsonl', '.json.gz', '.jsonl.gz', '.parquet')
 
 
-def _unzipped(path: pathlib.Path) -> bytes:
+def unzipped(path: pathlib.Path) -> bytes:
+    """The bytes of a file, out of its gzip, without a byte-order mark.
+
+    Raises:
+      ValueError: a damaged gzip file.
+    """
     data = path.read_bytes()
     try:
         data = gzip.decompress(data) if path.suffix == '.gz' else data
@@ -71,7 +76,8 @@ def _json_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _parse(item: Any) -> Any:
+def parse(item: Any) -> Any:
+    """A record of `records` as JSON has it; ValueError with the reason where it is none."""
     if not isinstance(item, bytes):
         return item
     try:
@@ -83,7 +89,7 @@ def _parse(item: Any) -> Any:
 
 
 def _row(item: Any, task: str, labels: tuple[str, ...] | None) -> Row:
-    return to_row(_parse(item), task, labels)
+    return to_row(parse(item), task, labels)
 
 
 def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
@@ -101,11 +107,11 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[int, Any]]:
         raise ValueError(f'{path} is not a whole parquet file: {error}') from error
 
 
-def _records(path: pathlib.Path) -> tuple[str, Iterator[tuple[int, Any]]]:
+def records(path: pathlib.Path) -> tuple[str, Iterator[tuple[int, Any]]]:
     """What its numbers count, and the numbered records of a file."""
     if path.suffix == '.parquet':
         return 'row', _parquet(path)
-    data = _unzipped(path)
+    data = unzipped(path)
     if '.jsonl' not in path.suffixes and data.lstrip()[:1] == b'[':
         try:
             text = data.decode()
@@ -114,6 +120,29 @@ def _records(path: pathlib.Path) -> tuple[str, Iterator[tuple[int, Any]]]:
             raise ValueError(f'{path}, line {where}: not UTF-8: {error.reason}') from error
         return 'line', _json_array(path, text)
     return 'line', _json_lines(data)
+
+
+def find(path: str | pathlib.Path, suffixes: tuple[str, ...]) -> pathlib.Path:
+    """The path of a file that is there, of a format that is read.
+
+    Raises:
+      FileNotFoundError: no such file (lists the nearest names in its folder).
+      ValueError: a folder, or a name that ends in none of `suffixes`.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        raise ValueError(
+            f'{path} is a folder; --dataset takes a file, or the name of a data set whose '
+            '<task>.<split>.jsonl.gz files --data_dir holds'
+        )
+    if not path.is_file():
+        if not path.parent.is_dir():
+            raise FileNotFoundError(f'no data file {path}: there is no folder {path.parent}')
+        there = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(suffixes))
+        raise FileNotFoundError(f'no data file {path}; {nearest(path.name, there)}')
+    if not path.name.endswith(suffixes):
+        raise ValueError(f'{path}: a data file must end in one of {suffixes}')
+    return path
 
 
 def read(
@@ -136,22 +165,10 @@ def read(
       FileNotFoundError: no such file (lists the nearest names in its folder).
       ValueError: a malformed row (file, line, reason), a damaged file, another format, no rows.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise ValueError(
-            f'{path} is a folder; --dataset takes a file, or the name of a data set whose '
-            '<task>.<split>.jsonl.gz files --data_dir holds'
-        )
-    if not path.is_file():
-        if not path.parent.is_dir():
-            raise FileNotFoundError(f'no data file {path}: there is no folder {path.parent}')
-        there = sorted(p.name for p in path.parent.iterdir() if p.name.endswith(SUFFIXES))
-        raise FileNotFoundError(f'no data file {path}; {nearest(path.name, there)}')
-    if not path.name.endswith(SUFFIXES):
-        raise ValueError(f'{path}: a data file must end in one of {SUFFIXES}')
-    unit, records = _records(path)
+    path = find(path, SUFFIXES)
+    unit, found = records(path)
     name = task if task is not None else path.name.split('.')[0]
     collector = Collector(str(path), unit, skip_bad_rows)
-    for number, item in records:
+    for number, item in found:
         collector.add(number, _row, item, name, labels)
     return collector.finish(report)

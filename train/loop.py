@@ -13,7 +13,7 @@ import jaxpeft as jp
 from train import optimizer, record
 from train.checkpoint import Checkpoints
 from train.config import Config
-from train.feed import Fed, Feed
+from train.feed import Course, Fed, Feed
 from train.ledger import Ledger
 from train.model import Built
 from train.progress import Progress
@@ -110,12 +110,12 @@ def finite(metrics: Mapping[str, np.ndarray], fed: Fed, step: int) -> dict[str, 
     return {name: float(metrics[name]) for name in METRICS}
 
 
-def due(every: int, step: int, feed: Feed) -> bool:
+def due(every: int, step: int, feed: Course) -> bool:
     """Each `every` updates, and after the last."""
     return step % every == 0 or step == feed.steps
 
 
-def validates(config: Config, feed: Feed, step: int) -> bool:
+def validates(config: Config, feed: Course, step: int) -> bool:
     """Whether the validation loss is due after this update; always after the last one."""
     strategy = config.validation.eval_strategy
     if strategy == 'no':

@@ -26,12 +26,14 @@ def lm_loss(
       state: the adapter.
       params: the base's parameters.
       batch: `tokens`, `positions`, `segment_ids` [R, T] int32; `select`, `labels` [N] int32 (flat
-        positions before the labelled tokens); `weights` [N] float32, 0 for padding.
+        positions before the labelled tokens); `weights` [N] float32, 0 for padding; and `side`
+        where the adapters are told more than the tokens, as `forward` takes it.
       dropout_key: None means no dropout.
 
     Returns:
       Two float32 scalars.
     """
+    side = {'side': batch['side']} if 'side' in batch else {}
     nll = forward(
         state,
         {'params': params},
@@ -40,6 +42,8 @@ def lm_loss(
         segment_ids=batch['segment_ids'],
         select=batch['select'],
         labels=batch['labels'],
+        packed=True,  # `train.packing` lays every example out as one run; positions count from 0
         dropout_key=dropout_key,
+        **side,
     )
     return jnp.sum(nll * batch['weights']), jnp.sum(batch['weights'])

@@ -75,12 +75,15 @@ def setup(config: Config, fresh: bool = True) -> Built:
         scan=config.model.scan,
         remat=None if config.model.remat == 'none' else config.model.remat,
         shardings=functools.partial(jp.models.base_shardings, mesh=mesh),
+        attention=_evaluated_attention(config),
     )
     plan = make_plan(config, model, params)
     state = adapter(config, plan, params, fresh)
     evaluated = bound(plan, model, tokenizer)
     differs = any(map(_training_only, plan.values()))
-    forward = bound(plan, model, tokenizer, training=True) if differs else evaluated
+    differs = differs or model.attention != config.model.attention
+    trained = model.clone(attention=config.model.attention)
+    forward = bound(plan, trained, tokenizer, training=True) if differs else evaluated
     return Built(model, params, tokenizer, plan, state, forward, evaluated, mesh)
 
 
@@ -119,6 +122,11 @@ def bound(plan: Rules, model: Any, tokenizer: Any, training: bool = False) -> Ca
         plan = {pattern: rule for pattern, rule in plan.items() if not _training_only(rule)}
     forward = jp.bind(plan, model.apply)
     return structure.if_planned(plan, forward, tokenizer, model.config.vocab_size)
+
+
+def _evaluated_attention(config: Config) -> str:
+    """A kernel by name is for the update alone: evaluation has passes that none can do."""
+    return 'plain' if config.model.attention == 'plain' else 'auto'
 
 
 def _training_only(rule: Any) -> bool:
@@ -174,11 +182,12 @@ def _first_leaves(state: jp.State, shown: int = 4) -> str:
     return ', '.join(names[:shown]) + (f' and {len(names) - shown} more' if names[shown:] else '')
 
 
-def load_run(folder: str | pathlib.Path) -> Run:
+def load_run(folder: str | pathlib.Path, base: str = '') -> Run:
     """Reads a run's base, adapter and configuration, onto the default device.
 
     Args:
       folder: a run directory; it must hold config.json and adapter/.
+      base: where the base model lies now; empty means where the run found it.
 
     Raises:
       FileNotFoundError: for a folder without them.
@@ -196,7 +205,7 @@ def load_run(folder: str | pathlib.Path) -> Run:
             )
     config = configs.from_dict(json.loads((folder / 'config.json').read_text()))
     model, params, tokenizer = jp.models.load(
-        config.model.model_name, dtype=jnp.dtype(config.model.dtype), scan=config.model.scan
+        base or config.model.model_name, dtype=jnp.dtype(config.model.dtype), scan=config.model.scan
     )
     plan, state = jp.load_adapter(folder / 'adapter', params)
     return Run(model, params, tokenizer, plan, state, bound(plan, model, tokenizer), config)

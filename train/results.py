@@ -5,9 +5,10 @@ import json
 import pathlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -25,6 +26,22 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers'
 WIDTH = 100  # columns of a printed table at most
 
 Rows = Mapping[str, Sequence[Row]]
+
+
+class Probe(NamedTuple):
+    """What a run is measured by, before and after.
+
+    Attributes:
+      evaluate: `eval.run.evaluate`; handed in, since train does not import eval.
+      perplexity: `eval.perplexity.measure`.
+      rows: the benchmarks' rows.
+      texts: held-out windows of plain text, as token ids; none where the data set is questions.
+    """
+
+    evaluate: Callable
+    perplexity: Callable
+    rows: Rows
+    texts: Sequence[np.ndarray]
 
 
 def benchmark_rows(config: Config, say: Callable[[str], None] = print) -> dict[str, list[Row]]:
@@ -53,27 +70,33 @@ def benchmark_rows(config: Config, say: Callable[[str], None] = print) -> dict[s
 
 
 def measure(
-    evaluate: Callable, config: Config, built: Built, plan: Any, state: jp.State, rows: Rows
+    probe: Probe, config: Config, built: Built, plan: Any, state: jp.State
 ) -> dict[str, Any]:
     """An EVAL: decoding -> what `eval.run.evaluate` gives; empty without rows.
 
+    For plain text it holds `perplexity` too: what `eval.perplexity.measure` gives for the held-out
+    windows, whose `corpus_ppl` is exp of the validation loss.
+
     Args:
-      evaluate: that function; handed in, since train does not import eval.
       plan, state: the adapter; `{}` and an empty State for the bare base.
     """
-    if not rows:
-        return {}
     # Once: programs are cached by this function.
     forward = model.bound(plan, built.model, built.tokenizer)
-    return {
-        decoding: evaluate(
-            forward,
-            state,
-            built.params,
-            built.model,
+    parts = forward, state, built.params, built.model
+    found = {}
+    if probe.texts:
+        size, batch = max(map(len, probe.texts)), config.evaluation.eval_batch
+        found['perplexity'] = probe.perplexity(
+            *parts, probe.texts, window=size, stride=size, batch=batch
+        )
+    if not probe.rows:
+        return found
+    return found | {
+        decoding: probe.evaluate(
+            *parts,
             built.tokenizer,
-            tasks=list(rows),
-            rows=rows,
+            tasks=list(probe.rows),
+            rows=probe.rows,
             style=config.data.template,
             decoding=decoding,
             batch=config.evaluation.eval_batch,
@@ -83,30 +106,23 @@ def measure(
     }
 
 
-def before(
-    evaluate: Callable, config: Config, built: Built, rows: Rows, folder: pathlib.Path
-) -> Any:
+def before(probe: Probe, config: Config, built: Built, folder: pathlib.Path) -> Any:
     """The bare base's EVAL, kept in the run's folder: a second start does not repeat it."""
     kept = folder / 'before.json'
     if not kept.exists():
-        write_json(kept, measure(evaluate, config, built, {}, jp.State({}, {}), rows))
+        write_json(kept, measure(probe, config, built, {}, jp.State({}, {})))
     return json.loads(kept.read_text())
 
 
 def after(
-    evaluate: Callable,
-    config: Config,
-    built: Built,
-    rows: Rows,
-    folder: pathlib.Path,
-    outcome: Outcome,
+    probe: Probe, config: Config, built: Built, folder: pathlib.Path, outcome: Outcome
 ) -> Any:
     """The EVAL of the adapter that `adapter/` holds: the best, or the last without validation."""
     state = outcome.state
     if outcome.ledger.best_loss is not None and outcome.ledger.best_step != outcome.ledger.step:
         _, best = jp.load_adapter(folder / 'adapter', built.params)
         state = jax.device_put(best, jax.tree.map(lambda x: x.sharding, state))
-    return measure(evaluate, config, built, built.plan, state, rows)
+    return measure(probe, config, built, built.plan, state)
 
 
 def build(
@@ -161,10 +177,21 @@ def check_out(config: Config) -> None:
         raise ValueError(f'--out {path} holds another configuration; give another name')
 
 
+def questions(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an EVAL that is about questions: its decodings."""
+    return {decoding: found[decoding] for decoding in found if decoding in configs.DECODINGS}
+
+
 def show(results: Mapping[str, Any]) -> None:
     """Prints how training went, then accuracy before and after beside the majority baseline."""
     print(_trained(results['train']))
-    start, end = results['before'], results['after']
+    start, end = (questions(results[when]) for when in ('before', 'after'))
+    if 'perplexity' in results['after']:
+        was, now = (results[when]['perplexity'] for when in ('before', 'after'))
+        print(
+            f'perplexity of {now["texts"]:,} held-out windows ({now["tokens"]:,} tokens): '
+            f'{was["corpus_ppl"]:,.3f} before, {now["corpus_ppl"]:,.3f} after'
+        )
     if not end:
         return
     table = Table(title='accuracy in %', title_justify='left')

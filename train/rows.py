@@ -25,7 +25,7 @@ class Row(NamedTuple):
     task: str
 
 
-def _text(record: Mapping, column: str, *, empty: bool = False) -> str:
+def text_of(record: Mapping, column: str, *, empty: bool = False) -> str:
     """`record[column]` as text; ValueError with the reason otherwise."""
     if column not in record:
         raise ValueError(
@@ -49,7 +49,7 @@ def _answer(record: Mapping) -> str:
     value = record.get('answer')
     if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
         return json.dumps(value)
-    return _text(record, 'answer')
+    return text_of(record, 'answer')
 
 
 def to_row(record: Any, task: str, labels: tuple[str, ...] | None = None) -> Row:
@@ -70,9 +70,9 @@ def to_row(record: Any, task: str, labels: tuple[str, ...] | None = None) -> Row
     if not isinstance(named, str):
         raise ValueError(f"'task' must be text, got {type(named).__name__} {named!r:.60}")
     row = Row(
-        _text(record, question),
-        _text(record, 'input', empty=True),
-        _text(record, 'output'),
+        text_of(record, question),
+        text_of(record, 'input', empty=True),
+        text_of(record, 'output'),
         _answer(record),
         named,
     )
@@ -94,10 +94,10 @@ class Collector:
 
     def __init__(self, source: str, unit: str, skip: bool):
         self.source, self.unit, self.skip = source, unit, skip
-        self.rows: list[Row] = []
+        self.rows: list[Any] = []
         self.bad: list[str] = []
 
-    def add(self, number: int, make: Callable[..., Row], *args: Any) -> None:
+    def add(self, number: int, make: Callable[..., Any], *args: Any) -> None:
         """Appends make(*args), whose ValueError is the reason why record `number` is malformed."""
         try:
             self.rows.append(make(*args))
@@ -110,7 +110,7 @@ class Collector:
                 ) from error
             self.bad.append(reason)
 
-    def finish(self, report: Callable[[str], None]) -> list[Row]:
+    def finish(self, report: Callable[[str], None]) -> list[Any]:
         """The rows; reports what was skipped; ValueError when none is left."""
         total = len(self.rows) + len(self.bad)
         listed = '; '.join(self.bad[:SHOWN]) + ('; ...' if len(self.bad) > SHOWN else '')

@@ -34,7 +34,7 @@ def _program(argv: Sequence[str]) -> None:
 
 def run(config: Config, place: rundir.Place, stop: Stop) -> None:
     """One run, from what its folder holds to its results."""
-    from eval import report
+    from eval import perplexity, report
     from eval.run import evaluate
 
     if place.results:
@@ -45,12 +45,13 @@ def run(config: Config, place: rundir.Place, stop: Stop) -> None:
     built = model.setup(config, fresh=not place.resumed)
     data = feed.make(config, built.tokenizer, built.mesh)
     rows = results.benchmark_rows(config)
+    probe = results.Probe(evaluate, perplexity.measure, rows, data.held_text)
     print(jp.summary(built.plan, built.state, built.params))
-    before = results.before(evaluate, config, built, rows, place.folder)
+    before = results.before(probe, config, built, place.folder)
     outcome = loop.train(config, built, data, place.folder, stop)
     if not outcome.finished:
         return print(MESSAGE)
-    after = results.after(evaluate, config, built, rows, place.folder, outcome)
+    after = results.after(probe, config, built, place.folder, outcome)
     found = results.build(config, jp.count(outcome.state), outcome.ledger, before, after)
     rundir.write_json(place.folder / 'results.json', found)
     report.write(place.folder)

@@ -3,7 +3,7 @@
 import pathlib
 from collections.abc import Callable
 
-from train import benchmarks, files, hub, rows
+from train import benchmarks, files, hub, rows, texts
 from train.near import nearest
 from train.rows import Row
 
@@ -83,8 +83,15 @@ def from_hub(task: str, split: str, skip: bool = False, report: Report = print) 
 
 
 def _common(split: str, data_dir, skip: bool, report: Report) -> list[Row]:
-    """common_170k: the eight train sets (one file on the hub); its test is the eight tests."""
+    """common_170k: the eight train sets (one file on the hub); its test is the eight tests.
+
+    In a folder the one file (`python -m train.data` writes it) goes before the eight, whose rows
+    are fewer: its WinoGrande part repeats some.
+    """
     if data_dir is not None:
+        whole = _file(_folder(data_dir), 'common_170k', split)
+        if whole.is_file():
+            return files.read(whole, skip_bad_rows=skip, report=report)
         return joined(data_dir, split, skip, report)
     if split == 'test':
         return [row for task in benchmarks.EIGHT for row in from_hub(task, split, skip, report)]
@@ -96,6 +103,16 @@ def _common(split: str, data_dir, skip: bool, report: Report) -> list[Row]:
 
 def _looks_like_path(dataset: str) -> bool:
     return '/' in dataset or '\\' in dataset or '.' in dataset or pathlib.Path(dataset).exists()
+
+
+def is_text(dataset: str) -> bool:
+    """Whether a data set is plain text, for `train.texts`, and no set of questions.
+
+    Raises:
+      ValueError: a file of neither form.
+    """
+    named = dataset in JOINED or benchmarks.known(dataset)
+    return not named and texts.is_text(dataset)
 
 
 def load(
@@ -142,5 +159,6 @@ def load(
     names = [*JOINED, *benchmarks.EIGHT, *benchmarks.all_names()]
     raise ValueError(
         f'no data set {name!r}; {nearest(name, dict.fromkeys(names))} '
-        f'(a file of your own must end in one of {files.SUFFIXES})'
+        f'(a file of your own must end in one of '
+        f'{(*files.SUFFIXES, *texts.SUFFIXES)})'
     )

@@ -77,22 +77,11 @@ def compile_programs(
 
     def start(params: Tree) -> TrainState:
         rng = jax.random.key_data(jax.random.key(seed))
-        return TrainState(params, tx.init(_wide(params)), jnp.zeros((), jnp.int32), rng)
+        return TrainState(params, tx.init(as_float32(params)), jnp.zeros((), jnp.int32), rng)
 
-    layout = jax.tree.map(lambda x: x.sharding, params)
     shapes = jax.eval_shape(start, params)
-    absent = lambda leaf: isinstance(leaf, optax.MaskedNode)  # of another group of LoRA+
-    opt_layout = optax.tree.map_params(
-        tx,
-        lambda leaf, sharding: leaf if absent(leaf) else sharding,
-        shapes.opt_state,
-        layout,
-        transform_non_params=lambda _: whole,
-        is_leaf=absent,
-    )
-    layouts = TrainState._make((layout, opt_layout, whole, whole))
-    drops = any(method.spec.get('dropout') for method in _methods(plan))
-    update = meshes.within(mesh, make_update(plan, forward, tx, rate, drops))
+    layouts = layouts_of(tx, shapes, params, mesh)
+    update = meshes.within(mesh, make_update(plan, forward, tx, rate, has_dropout(plan)))
     validate = meshes.within(mesh, make_validate(evaluated or forward))
     return Programs(
         start=jax.jit(start, out_shardings=layouts),
@@ -104,14 +93,40 @@ def compile_programs(
     )
 
 
-def _wide(params: Tree) -> Tree:
+def layouts_of(
+    tx: optax.GradientTransformation, shapes: TrainState, params: Tree, mesh: Mesh
+) -> TrainState:
+    """Where each leaf of a TrainState lies: moments beside their parameters, counts everywhere.
+
+    Args:
+      tx: the optimizer.
+      shapes: the TrainState's.
+      params: the adapter's trained leaves, or their shapes, with shardings.
+      mesh: the mesh.
+    """
+    whole = meshes.replicated(mesh)
+    layout = jax.tree.map(lambda x: x.sharding, params)
+    absent = lambda leaf: isinstance(leaf, optax.MaskedNode)  # of another group of LoRA+
+    opt_layout = optax.tree.map_params(
+        tx,
+        lambda leaf, sharding: leaf if absent(leaf) else sharding,
+        shapes.opt_state,
+        layout,
+        transform_non_params=lambda _: whole,
+        is_leaf=absent,
+    )
+    return TrainState._make((layout, opt_layout, whole, whole))
+
+
+def as_float32(params: Tree) -> Tree:
     """The leaves in float32: gradients and moments have it, whatever the adapter is kept in."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
 
 
-def _methods(plan: Any) -> list[Any]:
-    """The plan's methods, out of their views."""
-    return [getattr(rule, 'method', rule) for rule in plan.values()]
+def has_dropout(plan: Any) -> bool:
+    """Whether a method of the plan has dropout, so that an update needs a key for it."""
+    methods = [getattr(rule, 'method', rule) for rule in plan.values()]  # out of their views
+    return any(method.spec.get('dropout') for method in methods)
 
 
 def make_update(
@@ -132,7 +147,7 @@ def make_update(
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(train.rng), train.step)
 
-        wide = _wide(train.params)
+        wide = as_float32(train.params)
 
         def summed(params: Tree, micro: Batch, number: jax.Array) -> tuple:
             drop = jax.random.fold_in(key, number) if drops else None

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jaxpeft import base
 
 TARGETS = ('core',)
+SEARCH = {'num_buckets': ('choice', 8, 16, 32, 64)}
 
 
 def daa(

@@ -14,6 +14,10 @@ from jaxpeft import base, factors, linalg
 from jaxpeft.methods.lora import draw, parse
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+SEARCH = {
+    'rank': ('choice', 4, 8, 16, 32),
+    'alpha_ratio': ('float', 0.5, 4.0, 'log'),
+}
 
 
 def dora(
@@ -80,13 +84,12 @@ def dora(
     def apply(state, w, x, *, key=None, side=None):
         del side
         dropped = base.dropout(key, x, dropout)
-        z = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        seen = z
+        # The base's own product sees all of x; the part that is rescaled sees what dropout left.
+        seen = factors.product(state, scale, dropped, w, dropped)
+        n = ratio(state, w, scale, detach)
+        y = per_column(n, seen)
         if dropped is not x:
-            seen = jnp.matmul(dropped, w, preferred_element_type=jnp.float32)
-        y = per_column(ratio(state, w, scale, detach), seen + factors.update(state, scale, dropped))
-        if dropped is not x:
-            y = y + (z - seen)
+            y = y + jnp.matmul(x - dropped, w, preferred_element_type=jnp.float32)
         return y.astype(jnp.result_type(x, w))
 
     def weight(state, w):

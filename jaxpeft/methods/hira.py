@@ -12,6 +12,7 @@ from jaxpeft import base, factors, ops
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 LEARNING_RATE = 1e-3  # HiRA's authors' README; ten times LoRA's
+SEARCH = {'rank': ('choice', 4, 8, 16, 32)}
 
 
 def hira(

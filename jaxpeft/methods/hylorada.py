@@ -18,6 +18,14 @@ from jaxpeft.methods.dora import per_column, ratio
 from jaxpeft.near import nearest
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+SEARCH = {
+    'rank': ('choice', 4, 8, 16, 32),
+    'alpha_ratio': ('float', 0.5, 4.0, 'log'),
+    'dropout': ('choice', 0.0, 0.05, 0.1),
+    'gate_init': ('float', -1.0, 1.0),
+    'residual_init': ('float', -1.0, 1.0),
+    'loraplus_ratio': ('choice', 1.0, 4.0, 16.0),
+}  # the names that the reference searches; there the rate and the LoRA+ ratio act on nothing
 GAINS = {'orthogonal': 1.0, 'orthogonal_matched': 3.0**-0.5}
 INITS = (*GAINS, 'kaiming')
 
@@ -80,8 +88,9 @@ def hylorada(
 
     def apply(state, w, x, *, key=None, side=None):
         del side
-        update = factors.update(state, scale, base.dropout(key, x, dropout))
-        return rescaled(x, w, update, column_scale(state, w, scale, detach))
+        z = factors.product(state, scale, x, w, base.dropout(key, x, dropout))
+        c = column_scale(state, w, scale, detach)
+        return per_column(c, z).astype(jnp.result_type(x, w))
 
     def weight(state, w):
         p, q = factors.pair(state, scale)
@@ -128,16 +137,3 @@ def column_scale(state: base.State, w: base.Array, scale: float, detach: bool) -
     blended = gamma * p['m'] + (1.0 - gamma) * state.consts['norm']
     dora = ratio(state._replace(params={**p, 'm': blended}), w, scale, detach)
     return (1.0 - beta) * dora + beta
-
-
-def rescaled(x: base.Array, w: base.Array, update: base.Array, c: base.Array) -> base.Array:
-    """`c o (x @ w + update)`, summed in float32, in the dtype of `x @ w`.
-
-    Args:
-      x: `[..., n]`.
-      w: `[n, m]`.
-      update: `[..., m]` float32.
-      c: `[m]` float32.
-    """
-    z = jnp.matmul(x, w, preferred_element_type=jnp.float32) + update
-    return per_column(c, z).astype(jnp.result_type(x, w))

@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import base, factors
-from jaxpeft.methods.hylorada import check, column_scale, draw, rescaled
+from jaxpeft.methods.dora import per_column
+from jaxpeft.methods.hylorada import SEARCH as V1
+from jaxpeft.methods.hylorada import check, column_scale, draw
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+SEARCH = V1 | {'structure_dim': ('choice', 8, 16, 32)}
 NAME = 'structure'  # of the entry of `side`, and after '~shared/' in a plan
 
 
@@ -92,11 +95,16 @@ def hylorada_v2(
         return state._replace(params={**state.params, 'w_s': w_s})
 
     def apply(state, w, x, *, key=None, side=None):
-        update = factors.update(state, scale, base.dropout(key, x, dropout))
+        dropped = base.dropout(key, x, dropout)
         prior = prior_of(side, x, structure_dim)
-        if prior is not None:
-            update = structure_scale(state.params['w_s'], prior)[..., None] * update
-        return rescaled(x, w, update, column_scale(state, w, scale, detach))
+        if prior is None:
+            z = factors.product(state, scale, x, w, dropped)
+        else:
+            rho = structure_scale(state.params['w_s'], prior)[..., None]
+            update = factors.update(state, scale, dropped)
+            z = jnp.matmul(x, w, preferred_element_type=jnp.float32) + rho * update
+        c = column_scale(state, w, scale, detach)
+        return per_column(c, z).astype(jnp.result_type(x, w))
 
     return base.Method(spec, init_one, apply, None, base.no_penalty)
 

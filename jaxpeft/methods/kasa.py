@@ -13,9 +13,15 @@ so removes nothing where out < in; this file follows the paper, as PEFT does.
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import base, factors, linalg
+from jaxpeft import base, factors, linalg, lowrank
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+SEARCH = {
+    'rank': ('choice', 4, 8, 16, 32),
+    'alpha_ratio': ('float', 0.5, 4.0, 'log'),
+    'beta': ('float', 1e-6, 1e-2, 'log'),
+    'gamma': ('float', 1e-6, 1e-2, 'log'),
+}
 
 
 def kasa(
@@ -64,8 +70,7 @@ def kasa(
     """
     how = factors.parse('kasa', init_ab, train_ab)
     base.check_rate('kasa', dropout)
-    if beta < 0.0 or gamma < 0.0:
-        raise ValueError(f'kasa: beta and gamma must not be negative, got {beta} and {gamma}')
+    base.check_not_negative('kasa', beta=beta, gamma=gamma)
     alpha, scale = factors.scaling(rank, alpha, rslora=False)
     spec = {
         'name': 'kasa', 'rank': rank, 'alpha': alpha, 'beta': beta, 'gamma': gamma,
@@ -82,17 +87,20 @@ def kasa(
 
     def apply(state, w, x, *, key=None, side=None):
         del side
-        a, b, diag = factors.get(state, 'a'), factors.get(state, 'b'), state.params['diag']
-        inner = base.dropout(key, x, dropout).astype(jnp.float32) @ a
-        update = (scale * inner * jnp.broadcast_to(diag, inner.shape)) @ b
-        tail = (x.astype(jnp.float32) @ state.consts['u']) @ state.consts['vt']
+        dropped = base.dropout(key, x, dropout)
+        a, b, tail = _gated(state), factors.get(state, 'b'), (state.consts['u'], state.consts['vt'])
+        dtype = jnp.result_type(x, w)
+        if dropped is x and lowrank.merges(x, w):
+            x, w = x.astype(jnp.float32), w.astype(jnp.float32)
+            b, s = (b, scale) if base.known(scale) else (scale * b, 1.0)
+            return lowrank.matmul(x, w, a, b, tail, s).astype(dtype)
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        return (y - tail + update).astype(jnp.result_type(x, w))
+        y = y - (x.astype(jnp.float32) @ tail[0]) @ tail[1]
+        return (y + (scale * (dropped.astype(jnp.float32) @ a)) @ b).astype(dtype)
 
     def weight(state, w):
-        a, b, diag = factors.get(state, 'a'), factors.get(state, 'b'), state.params['diag']
         world = w.astype(jnp.float32) - state.consts['u'] @ state.consts['vt']
-        return world + scale * (a * diag[None, :]) @ b
+        return world + scale * _gated(state) @ factors.get(state, 'b')
 
     def penalty(state, w):
         del w
@@ -109,6 +117,11 @@ def _root(x: base.Array) -> base.Array:
     """The square root with gradient 0 at 0, where a factor is orthonormal and the norm smallest."""
     positive = x > 0.0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _gated(state: base.State) -> base.Array:
+    """`A diag(d)`: `[n, r]`."""
+    return factors.get(state, 'a') * state.params['diag'][None, :]
 
 
 def _check_rank(w_shape: tuple[int, ...], rank: int) -> None:

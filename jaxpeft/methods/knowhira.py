@@ -10,6 +10,8 @@ ranks beyond k are padded with the last value (theirs with 1, above every gated 
 trainable, and the scale of the initial spectrum is not capped at 0.1.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -17,6 +19,13 @@ from jaxpeft import base, factors, linalg, ops
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 LEARNING_RATE = 1e-3  # HiRA's authors' README; ten times LoRA's
+SEARCH = {
+    'rank': ('choice', 4, 8, 16, 32),
+    'knowledge_alpha': ('float', 0.1, 2.0, 'log'),
+    'ortho_lambda': ('float', 1e-6, 1e-2, 'log'),
+    'spectrum_init_scale': ('float', 0.03, 1.0, 'log'),
+    'gate_init': ('float', -2.0, 2.0),
+}
 NORMS = ('max', 'sum', 'none')
 MODES = ('reference', 'paper')
 
@@ -78,7 +87,10 @@ def knowhira(
     """
     how = factors.parse('knowhira', init_ab, train_ab)
     base.check_rate('knowhira', dropout)
-    _check(svd_rank_ratio, ortho_lambda, spectrum_init_scale)
+    base.check_not_negative('knowhira', ortho_lambda=ortho_lambda)
+    base.check_not_negative('knowhira', spectrum_init_scale=spectrum_init_scale)
+    if not 0.0 < svd_rank_ratio <= 1.0:
+        raise ValueError(f'knowhira: svd_rank_ratio must be in (0, 1], got {svd_rank_ratio}')
     _check_word('sigma_norm', sigma_norm, NORMS)
     _check_word('ortho_mode', ortho_mode, MODES)
     _check_word('svd', svd, linalg.METHODS)
@@ -108,7 +120,12 @@ def knowhira(
         del side
         a, b = factors.get(state, 'a'), factors.get(state, 'b')
         dropped = base.dropout(key, x, dropout) if key is not None and dropout else None
-        return ops.hadamard_apply(x, w, a, b, gamma(state), knowledge_alpha, dropped)
+
+        @partial(jax.checkpoint, prevent_cse=False)  # keeps the gates, and not G beside them
+        def product(state, x, w, a, b, dropped):
+            return ops.hadamard_apply(x, w, a, b, gamma(state), knowledge_alpha, dropped)
+
+        return product(state, x, w, a, b, dropped)
 
     def weight(state, w):
         a, b = factors.get(state, 'a'), factors.get(state, 'b')
@@ -136,17 +153,6 @@ def _spectrum(key, w, rank: int, ratio: float, norm: str, svd: str):
     # A kernel of zeros has no spectrum; the floor keeps its sigma at 0 and not NaN.
     top = top / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
     return jnp.concatenate([top, jnp.full(rank - k, top[-1])])
-
-
-def _check(svd_rank_ratio: float, ortho_lambda: float, spectrum_init_scale: float) -> None:
-    if not 0.0 < svd_rank_ratio <= 1.0:
-        raise ValueError(f'knowhira: svd_rank_ratio must be in (0, 1], got {svd_rank_ratio}')
-    if ortho_lambda < 0.0:
-        raise ValueError(f'knowhira: ortho_lambda must not be negative, got {ortho_lambda}')
-    if spectrum_init_scale < 0.0:
-        raise ValueError(
-            f'knowhira: spectrum_init_scale must not be negative, got {spectrum_init_scale}'
-        )
 
 
 def _check_word(option: str, word: str, known: tuple[str, ...]) -> None:

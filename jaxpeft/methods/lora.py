@@ -18,6 +18,10 @@ import jax.numpy as jnp
 from jaxpeft import base, factors, linalg, near
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
+SEARCH = {
+    'rank': ('choice', 4, 8, 16, 32),
+    'alpha_ratio': ('float', 0.5, 4.0, 'log'),
+}  # what train.tune searches beside the learning rate; alpha = alpha_ratio * rank
 INITS = ('default', 'orthogonal', 'pissa', 'olora')
 
 
@@ -80,9 +84,8 @@ def lora(
     def apply(state, w, x, *, key=None, side=None):
         del side
         # Rounded once, after the sum: a small update of a bfloat16 output would be lost for good.
-        y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        update = factors.update(state, scale, base.dropout(key, x, dropout))
-        return (y + update).astype(jnp.result_type(x, w))
+        y = factors.product(state, scale, x, w, base.dropout(key, x, dropout))
+        return y.astype(jnp.result_type(x, w))
 
     def weight(state, w):
         p, q = factors.pair(state, scale)

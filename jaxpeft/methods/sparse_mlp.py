@@ -17,6 +17,10 @@ import jax.numpy as jnp
 from jaxpeft import base
 
 TARGETS = ('mlp',)
+SEARCH = {
+    'neurons': ('choice', 32, 64, 128, 256),
+    'ratio': ('float', 0.02, 0.5, 'log'),
+}
 SCORE_STD = 0.02
 
 

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxpeft.models import kernels
+
 Array = jax.Array
 EVERYONE = -1  # the segment of a key that every token sees, whatever its position (a prefix)
 
@@ -23,6 +25,7 @@ class Context(NamedTuple):
       cos, sin: [B, T, D / 2] float32 rotation of the queries' positions, None for learned
         positions.
       slot: int32 scalar, where the new keys go in the cache; None without one.
+      kernel: what may run in place of the plain attention; static.
     """
 
     q_pos: Array
@@ -32,6 +35,7 @@ class Context(NamedTuple):
     cos: Array | None = None
     sin: Array | None = None
     slot: Array | None = None
+    kernel: kernels.Kernel | None = None
 
 
 class LayerInputs(NamedTuple):
@@ -39,7 +43,7 @@ class LayerInputs(NamedTuple):
 
     Attributes:
       window: int32 scalar or int, width of local attention; None: global.
-      k, v: [B, S, Hkv, D], this layer's cache; None without one.
+      k, v: [B, Hkv, S, D], this layer's cache; None without one.
     """
 
     window: Array | int | None = None
@@ -68,9 +72,13 @@ class Attention(nn.Module):
 
     Attributes:
       scale: multiplies the scores; 1 in GPT-Neo, 1 / sqrt(D) elsewhere.
+      context, layer: what the model's layer was called with; with them a platform's kernel may take
+        the plain path's place (see `kernels`).
     """
 
     scale: float
+    context: Context | None = None
+    layer: LayerInputs | None = None
 
     def __call__(
         self,
@@ -89,6 +97,9 @@ class Attention(nn.Module):
 
         `bias`, float32 [B or 1, H, T, S], is added to the scaled scores; an override's way in.
         """
+        kernel = self._kernel((q, k, v), (q_pos, k_pos, q_seg, k_seg, window, bias))
+        if kernel is not None:
+            return kernels.run(kernel, q, k, v, q_seg, window, self.scale)
         B, T, H, D = q.shape
         groups = k.shape[2]
         grouped = q.reshape(B, T, groups, H // groups, D)
@@ -97,6 +108,46 @@ class Attention(nn.Module):
             bias = bias.reshape(-1, groups, H // groups, *bias.shape[2:])
         out = attend(grouped, k, v, bias, mask, self.scale)
         return out.reshape(B, T, H, D).astype(q.dtype)
+
+    def _kernel(self, qkv: tuple[Array, ...], given: tuple) -> kernels.Kernel | None:
+        """The kernel of this pass, unless an override changed what it does not look at.
+
+        What the layer itself hands over are the very objects of `context` and `layer`.
+
+        Raises:
+          ValueError: then, where the kernel was asked for by name.
+        """
+        if self.context is None or self.layer is None or self.context.kernel is None:
+            return None
+        c = self.context
+        own = (c.q_pos, c.k_pos, c.q_seg, c.k_seg, self.layer.window, None)
+        same = all(a is b for a, b in zip(given, own, strict=True))
+        if same and len({x.dtype for x in qkv}) == 1:
+            return c.kernel
+        if c.kernel.asked:
+            raise ValueError(
+                f'attention={c.kernel.name!r} knows no bias on the scores and no keys but those of '
+                "the row's tokens in their order, and an override of the core (daa, prefix, s2) "
+                "brings such; the nearest that works is 'auto'"
+            )
+        return None
+
+
+def with_kernel(
+    model: Any, ctx: Context, positions: Array | None, segment_ids: Array | None, packed: bool
+) -> Context:
+    """The context with the kernel that `model.attention` and the platform choose; see `kernels`.
+
+    Raises:
+      ValueError: a kernel asked for by name that cannot do this pass.
+    """
+    if ctx.slot is not None or model.is_initializing():
+        return ctx
+    whole = positions is None and segment_ids is None
+    chosen = kernels.choose(
+        model.attention, model.config, model.dtype, ctx.q_pos.shape, packed=packed, whole=whole
+    )
+    return ctx._replace(kernel=chosen)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -132,18 +183,20 @@ def _attend_forward(
     scores = scores if bias is None else scores + bias
     probs = masked_softmax(scores, mask).astype(v.dtype)
     out = jnp.einsum('bgrts,bsgd->btgrd', probs, v)
-    few = None if bias is None else bias.shape[0] < q.shape[0]
-    return out, (q, k, v, probs, out, few)
+    like = None if bias is None else jnp.zeros((bias.shape[0], 0))  # its shape tells what to sum
+    return out, (q, k, v, probs, out, like)
 
 
 def _attend_backward(scale: float, saved: Any, dout: Array) -> tuple:
-    q, k, v, probs, out, few = saved
+    q, k, v, probs, out, like = saved
     wide = partial(jnp.einsum, preferred_element_type=jnp.float32)
     dv = wide('bgrts,btgrd->bsgd', probs, dout)
     dprobs = wide('btgrd,bsgd->bgrts', dout, v)
     row = wide('btgrd,btgrd->bgrt', dout, out)
     dscores = probs.astype(jnp.float32) * (dprobs - row[..., None])
-    dbias = None if few is None else dscores.sum(axis=0, keepdims=True) if few else dscores
+    dbias = None if like is None else dscores
+    if like is not None and like.shape[0] < q.shape[0]:
+        dbias = dscores.sum(axis=0, keepdims=True)
     narrow = (scale * dscores).astype(k.dtype)
     dq = wide('bgrts,bsgd->btgrd', narrow, k)
     dk = wide('bgrts,btgrd->bsgd', narrow, q)

@@ -1,7 +1,8 @@
 """Key/value cache and the positions of a forward pass.
 
 A cache is a plain dict, so that it is a pytree and can be donated:
-`{'k', 'v': [L, B, S, Hkv, D], 'pos', 'seg': [B, S] int32, 'index': int32 scalar}`. Slots that were
+`{'k', 'v': [L, B, Hkv, S, D], 'pos', 'seg': [B, S] int32, 'index': int32 scalar}`, a head's
+keys side by side, so that a decoding step multiplies by them as they lie. Slots that were
 never written have segment 0 and are invisible. Rows share the index, so batches of prompts are
 LEFT-padded with segment 0.
 """
@@ -17,7 +18,7 @@ from jaxpeft.models.attention import Context
 from jaxpeft.models.config import ModelConfig
 
 Array = jax.Array
-Cache = dict[str, Array]
+Cache = dict[str, Any]
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any) -> Cache:
@@ -31,7 +32,7 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any) -> Cach
             f'cache length must be at most max_positions={config.max_positions} of '
             f'{config.name or "this model"}, got {length}: shorten the prompt or generate less'
         )
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
+    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
     return {
         'k': jnp.zeros(shape, dtype),
         'v': jnp.zeros(shape, dtype),
@@ -95,18 +96,44 @@ def append(cache: Cache, ctx: Context, k: Array, v: Array) -> Cache:
     One update of the whole stack, outside the layer scan, is in place when the cache is donated; a
     scan that returned the updated layers would copy the cache for every token.
     """
-    start = (0, 0, cache['index'], 0, 0)
+
+    def put(held: Any, new: Array) -> Any:
+        if isinstance(held, tuple):
+            return tuple(map(put, held, new))
+        start = (*(0,) * (held.ndim - 2), cache['index'], 0)
+        return jax.lax.dynamic_update_slice(held, new.swapaxes(-3, -2).astype(held.dtype), start)
+
     return {
-        'k': jax.lax.dynamic_update_slice(cache['k'], k.astype(cache['k'].dtype), start),
-        'v': jax.lax.dynamic_update_slice(cache['v'], v.astype(cache['v'].dtype), start),
+        'k': put(cache['k'], k),
+        'v': put(cache['v'], v),
         'pos': ctx.k_pos,
         'seg': ctx.k_seg,
         'index': cache['index'] + k.shape[2],
     }
 
 
+def apart(cache: Cache) -> Cache:
+    """The cache with an array a layer, for a decoding loop of one token at a time.
+
+    On CPU, where a layer's keys are otherwise copied out of the stack for every token; elsewhere
+    the cache as it is. The models take either.
+    """
+    if jax.default_backend() != 'cpu':
+        return cache
+    return {name: tuple(leaf) if name in ('k', 'v') else leaf for name, leaf in cache.items()}
+
+
+def stacked(leaf: Any) -> Array:
+    """Keys or values `[L, B, Hkv, S, D]` of a cache that may be apart."""
+    return jnp.stack(leaf) if isinstance(leaf, tuple) else leaf
+
+
 def extend(layer: Array | None, new: Array, slot: Array | None) -> Array:
-    """One layer's keys or values: the cached [B, S, Hkv, D] with `new` [B, T, Hkv, D] at `slot`."""
+    """One layer's keys or values: the cached [B, Hkv, S, D] with `new` [B, T, Hkv, D] at `slot`.
+
+    Returns [B, S, Hkv, D].
+    """
     if layer is None or slot is None:
         return new
-    return jax.lax.dynamic_update_slice(layer, new.astype(layer.dtype), (0, slot, 0, 0))
+    new = new.swapaxes(1, 2).astype(layer.dtype)
+    return jax.lax.dynamic_update_slice(layer, new, (0, 0, slot, 0)).swapaxes(1, 2)

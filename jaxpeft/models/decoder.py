@@ -18,13 +18,13 @@ from flax import linen as nn
 
 from jaxpeft.models import cache as caches
 from jaxpeft.models.activations import gated
-from jaxpeft.models.attention import Attention, Context, LayerInputs
+from jaxpeft.models.attention import Attention, Context, LayerInputs, with_kernel
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
 from jaxpeft.models.norms import RMSNorm
 from jaxpeft.models.rope import angles, rotate
 from jaxpeft.models.sharding import split_looked_up, split_rows
-from jaxpeft.models.stack import layer_inputs, make_layers
+from jaxpeft.models.stack import layer_inputs, run_layers
 
 Array = jax.Array
 INIT = nn.initializers.normal(0.02)
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
             q = RMSNorm(c.norm_eps, self.param_dtype, name='q_norm')(q)
             k = RMSNorm(c.norm_eps, self.param_dtype, name='k_norm')(k)
         q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
-        out = Attention(scale=c.head_dim**-0.5, name='core')(
+        out = Attention(c.head_dim**-0.5, ctx, layer, name='core')(
             q,
             caches.extend(layer.k, k, ctx.slot),
             caches.extend(layer.v, v, ctx.slot),
@@ -119,20 +119,13 @@ class Trunk(nn.Module):
             param_dtype=self.param_dtype,
             embedding_init=INIT,
         )
-        self.layers = make_layers(
-            Block,
-            c,
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
         self.norm = RMSNorm(c.norm_eps, self.param_dtype)
 
+    @nn.compact
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
         cos, sin = angles(self.config, ctx.q_pos)
         x = split_looked_up(self.embed_tokens(tokens))
-        x, new = self.layers(x, layers, ctx._replace(cos=cos, sin=sin))
+        x, new = run_layers(self, Block, 'layers', x, layers, ctx._replace(cos=cos, sin=sin))
         return self.norm(x), new
 
     def attend(self, x: Array) -> Array:
@@ -148,6 +141,7 @@ class Decoder(nn.Module):
     param_dtype: Any = jnp.float32
     scan: bool = True
     remat: str | None = None
+    attention: str = 'auto'
 
     def setup(self) -> None:
         parts = (self.config, self.dtype, self.param_dtype)
@@ -164,9 +158,11 @@ class Decoder(nn.Module):
         cache: caches.Cache | None = None,
         select: Array | None = None,
         labels: Array | None = None,
+        packed: bool = False,
     ):
         """tokens: [B, T] int32 -> float32 logits [B, T, V] (and the new cache if one is given)."""
         ctx = caches.context(tokens, positions, segment_ids, cache)
+        ctx = with_kernel(self, ctx, positions, segment_ids, packed)
         hidden, new = self.model(tokens, ctx, layer_inputs(self.config, cache))
         out = run_head(self, _logits, hidden, select, labels, _head(self))
         return out if cache is None else (out, caches.append(cache, ctx, *new))

@@ -18,12 +18,12 @@ from flax import linen as nn
 
 from jaxpeft.models import cache as caches
 from jaxpeft.models.activations import activation
-from jaxpeft.models.attention import Attention, Context, LayerInputs
+from jaxpeft.models.attention import Attention, Context, LayerInputs, with_kernel
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
 from jaxpeft.models.norms import LayerNorm
 from jaxpeft.models.sharding import split_looked_up, split_rows
-from jaxpeft.models.stack import layer_inputs, make_layers
+from jaxpeft.models.stack import layer_inputs, run_layers
 
 Array = jax.Array
 INIT = nn.initializers.normal(0.02)
@@ -45,7 +45,7 @@ class SelfAttention(nn.Module):
             return dense(x).reshape(*x.shape[:-1], *heads)
 
         q, k, v = (project(name) for name in ('q_proj', 'k_proj', 'v_proj'))
-        out = Attention(scale=1.0, name='core')(
+        out = Attention(1.0, ctx, layer, name='core')(
             q,
             caches.extend(layer.k, k, ctx.slot),
             caches.extend(layer.v, v, ctx.slot),
@@ -119,19 +119,12 @@ class Trunk(nn.Module):
         embed = {'dtype': self.dtype, 'param_dtype': self.param_dtype, 'embedding_init': INIT}
         self.wte = Embed(c.vocab_size, c.hidden_size, **embed)
         self.wpe = Embed(c.max_positions, c.hidden_size, **embed)
-        self.h = make_layers(
-            Block,
-            c,
-            scan=self.scan,
-            remat=self.remat,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
         self.ln_f = LayerNorm(c.norm_eps, self.param_dtype)
 
+    @nn.compact
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
         x = split_looked_up(self.wte(tokens) + self.wpe(ctx.q_pos))
-        x, new = self.h(x, layers, ctx)
+        x, new = run_layers(self, Block, 'h', x, layers, ctx)
         return self.ln_f(x).astype(self.dtype), new
 
     def attend(self, x: Array) -> Array:
@@ -147,6 +140,7 @@ class GPTNeo(nn.Module):
     param_dtype: Any = jnp.float32
     scan: bool = True
     remat: str | None = None
+    attention: str = 'auto'
 
     def setup(self) -> None:
         parts = (self.config, self.dtype, self.param_dtype)
@@ -163,6 +157,7 @@ class GPTNeo(nn.Module):
         cache: caches.Cache | None = None,
         select: Array | None = None,
         labels: Array | None = None,
+        packed: bool = False,
     ):
         """tokens: [B, T] int32 -> float32 logits [B, T, V] (and the new cache if one is given).
 
@@ -176,6 +171,7 @@ class GPTNeo(nn.Module):
                 f'got {length} tokens in a row: cut it, or pass positions and segment_ids if packed'
             )
         ctx = caches.context(tokens, positions, segment_ids, cache)
+        ctx = with_kernel(self, ctx, positions, segment_ids, packed)
         hidden, new = self.transformer(tokens, ctx, layer_inputs(self.config, cache))
         out = run_head(self, _logits, hidden, select, labels, _head(self))
         return out if cache is None else (out, caches.append(cache, ctx, *new))

@@ -29,6 +29,7 @@ def build(
     scan: bool = True,
     remat: str | None = None,
     dtype: Any = jnp.float32,
+    attention: str = 'auto',
 ) -> GPTNeo | Decoder:
     """The Linen module of a config; parameters and activations in `dtype`.
 
@@ -37,6 +38,8 @@ def build(
     Args:
       scan: one scan over the layers, parameters stacked on a leading axis; False: unrolled.
       remat: None, 'full', 'dots' or 'dots_no_batch': what a layer keeps for the backward pass.
+      attention: 'auto' takes the platform's kernel where it is right, 'plain' never, 'splash' (TPU)
+        and 'cudnn' (GPU) insist on it for passes without a cache; see `models.kernels`.
 
     Example:
       >>> import jaxpeft as jp
@@ -45,7 +48,8 @@ def build(
       (50257, 768)
     """
     module = GPTNeo if config.family == 'gpt_neo' else Decoder
-    return module(config, dtype=dtype, param_dtype=dtype, scan=scan, remat=remat)
+    parts = {'dtype': dtype, 'param_dtype': dtype, 'scan': scan, 'remat': remat}
+    return module(config, attention=attention, **parts)
 
 
 def param_shapes(model: nn.Module) -> Tree:
@@ -60,6 +64,7 @@ def load(
     scan: bool = True,
     remat: str | None = None,
     shardings: Tree = None,
+    attention: str = 'auto',
 ) -> tuple[GPTNeo | Decoder, Tree, Any]:
     """Loads a base model from a folder in HF's format, a hub id, or 'embedded' (in this package).
 
@@ -70,12 +75,15 @@ def load(
     Args:
       shardings: a tree of jax.sharding.Sharding like the parameters (see `base_shardings`), or a
         function `params_shape -> tree`; None: the default device.
+      attention: which attention runs, see `build`.
 
     Returns:
       (model, params, tokenizer). The tokenizer is None where the folder has no tokenizer files. The
       call is `model.apply({'params': params}, tokens, positions=None, segment_ids=None, *,
-      cache=None, select=None, labels=None)`; tokens, positions, segment_ids are [B, T] int32 and
-      segment 0 is padding. It returns float32
+      cache=None, select=None, labels=None, packed=False)`; tokens, positions, segment_ids are
+      [B, T] int32 and segment 0 is padding. `packed=True` promises that every segment of a row is
+      one run of tokens whose positions count up by one, which lets a platform's attention kernel
+      run. It returns float32
       - logits [B, T, V];
       - with `select` [N] (flat indices into B * T): the logits [N, V] of these positions only;
       - with `labels` [N] too: -log p(labels[n]) at position select[n], [N], never holding [N, V];
@@ -88,7 +96,7 @@ def load(
     """
     folder = folder_of(str(name_or_dir))
     config = dataclasses.replace(read_config(folder), name=str(name_or_dir))
-    model = build(config, scan, remat, dtype)
+    model = build(config, scan, remat, dtype, attention)
     shapes = param_shapes(model)
     if callable(shardings):
         shardings = shardings(shapes)

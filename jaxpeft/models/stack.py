@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.models.attention import Context, LayerInputs
-from jaxpeft.models.cache import Cache
+from jaxpeft.models.cache import Cache, stacked
 from jaxpeft.models.config import ModelConfig
 
 Array = jax.Array
@@ -47,8 +47,67 @@ def _at(a: Array | None, i: int) -> Array | None:
     return None if a is None else a[i]
 
 
+def run_layers(
+    trunk: Any, block: type[nn.Module], name: str, x: Array, layers: LayerInputs, ctx: Context
+) -> tuple[Array, Any]:
+    """Runs all layers of a trunk, inside its compact call.
+
+    Args:
+      trunk: the module that calls; it has config, dtype, param_dtype, scan and remat.
+      block: one layer; its constructor takes (config, dtype, param_dtype).
+      name: of the layers among the trunk's parameters.
+      x: `[B, T, D]`.
+      layers: what differs from layer to layer.
+      ctx: what all layers share.
+
+    Returns:
+      `[B, T, D]`, and the new keys and values `[L, B, T, Hkv, D]` (None without a cache).
+
+    Raises:
+      ValueError: an unknown remat policy.
+    """
+    kwargs = {'dtype': trunk.dtype, 'param_dtype': trunk.param_dtype}
+    inner = make_layers(
+        block, trunk.config, scan=trunk.scan, remat=trunk.remat, one_token=_one_token(x, ctx),
+        name=name, **kwargs,
+    )  # fmt: skip
+    return inner(x, layers, ctx)
+
+
+def _one_token(x: Array, ctx: Context) -> bool:
+    """Whether this is a decoding step on CPU, where a loop over stacked layers costs a copy each.
+
+    XLA on CPU copies a layer's weights out of the stack before it multiplies by them: nothing
+    beside a batch of prompts, and twice the work of one token. Unrolled, the copies are made once,
+    before the decoding loop; they are one more set of weights.
+    """
+    return ctx.slot is not None and x.shape[1] == 1 and jax.default_backend() == 'cpu'
+
+
+def _apart(params: Any) -> Any:
+    """A layer's weights, in a form that XLA takes out of a loop: it moves arithmetic, no slices.
+
+    The values are the same to the bit, of finite weights.
+    """
+
+    def same(w: Array) -> Array:
+        if not jnp.issubdtype(w.dtype, jnp.floating):
+            return w
+        limit = jnp.finfo(w.dtype).max
+        return jax.lax.clamp(jnp.asarray(-limit, w.dtype), w, jnp.asarray(limit, w.dtype))
+
+    return jax.tree.map(same, params)
+
+
 def make_layers(
-    block: type[nn.Module], config: ModelConfig, *, scan: bool, remat: str | None, **kwargs: Any
+    block: type[nn.Module],
+    config: ModelConfig,
+    *,
+    scan: bool,
+    remat: str | None,
+    one_token: bool = False,
+    name: str | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """The module that runs all layers.
 
@@ -60,6 +119,8 @@ def make_layers(
       remat: None keeps all activations; 'full' keeps each layer's input only; 'dots' keeps the
         results of matrix multiplications; 'dots_no_batch' keeps those of the linears but not of
         attention.
+      one_token: unroll the scan's loop, over the same stacked parameters.
+      name: of the module.
 
     Raises:
       ValueError: an unknown remat policy.
@@ -70,15 +131,18 @@ def make_layers(
         # Under a scan the loop itself already keeps XLA from merging the recomputation away.
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=not scan)
     if not scan:
-        return Unrolled(block, config, kwargs)
+        return Unrolled(block, config, kwargs, name=name)
+    if one_token:
+        block = nn.map_variables(block, 'params', _apart)
     scanned = nn.scan(
         block,
         variable_axes={'params': 0},
         split_rngs={'params': True},
         in_axes=(0, nn.broadcast),
         length=config.num_layers,
+        unroll=config.num_layers if one_token else 1,
     )
-    return scanned(config, **kwargs)
+    return scanned(config, name=name, **kwargs)
 
 
 def layer_inputs(config: ModelConfig, cache: Cache | None) -> LayerInputs:
@@ -86,4 +150,5 @@ def layer_inputs(config: ModelConfig, cache: Cache | None) -> LayerInputs:
     window = None
     if any(w is not None for w in config.windows):
         window = jnp.array([GLOBAL if w is None else w for w in config.windows], jnp.int32)
-    return LayerInputs(window, *((None, None) if cache is None else (cache['k'], cache['v'])))
+    held = (None, None) if cache is None else (stacked(cache['k']), stacked(cache['v']))
+    return LayerInputs(window, *held)

@@ -4,6 +4,7 @@ A benchmark's module has
   NAME      as the local files and the tables call it,
   ALIASES   names of the reference programs (siqa, hellas, winog, arce, arcc, obqa),
   HUB       where it lives on the hub (`base.Hub`),
+  ROWS      how many its owners published, by split,
   LABELS    every answer its rows can have, in order,
   fields    hub row -> (raw, choices, label),
   convert   (raw, choices, label) -> Row with the LLM-Adapters text.

@@ -6,6 +6,7 @@ from train.rows import Row
 NAME = 'ARC-Challenge'
 ALIASES = ('arcc', 'arc_challenge', 'arc_c')
 HUB = base.Hub('allenai/ai2_arc', 'ARC-Challenge', base.TEST)
+ROWS = {'train': 1119, 'test': 1172}
 LABELS = ('answer1', 'answer2', 'answer3', 'answer4', 'answer5')
 
 

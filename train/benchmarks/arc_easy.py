@@ -6,6 +6,7 @@ from train.rows import Row
 NAME = 'ARC-Easy'
 ALIASES = ('arce', 'arc_easy', 'arc_e')
 HUB = base.Hub('allenai/ai2_arc', 'ARC-Easy', base.TEST)
+ROWS = {'train': 2251, 'test': 2376}
 LABELS = ('answer1', 'answer2', 'answer3', 'answer4', 'answer5')
 
 

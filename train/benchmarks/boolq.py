@@ -6,6 +6,7 @@ from train.rows import Row
 NAME = 'boolq'
 ALIASES: tuple[str, ...] = ()
 HUB = base.Hub('google/boolq', None, base.VALIDATION)
+ROWS = {'train': 9427, 'test': 3270}
 LABELS = ('true', 'false')
 
 

@@ -10,6 +10,7 @@ from train.rows import Row
 NAME = 'hellaswag'
 ALIASES = ('hellas',)
 HUB = base.Hub('Rowan/hellaswag', None, base.VALIDATION)
+ROWS = {'train': 39905, 'test': 10042}
 LABELS = ('ending1', 'ending2', 'ending3', 'ending4')
 
 

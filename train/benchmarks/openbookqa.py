@@ -6,6 +6,7 @@ from train.rows import Row
 NAME = 'openbookqa'
 ALIASES = ('obqa',)
 HUB = base.Hub('allenai/openbookqa', 'main', base.TEST)
+ROWS = {'train': 4957, 'test': 500}
 LABELS = ('answer1', 'answer2', 'answer3', 'answer4')
 
 

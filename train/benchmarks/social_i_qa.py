@@ -6,6 +6,7 @@ from train.rows import Row
 NAME = 'social_i_qa'
 ALIASES = ('siqa', 'social_iqa')
 HUB = base.Hub('allenai/social_i_qa', None, base.VALIDATION, base.PARQUET)
+ROWS = {'train': 33410, 'test': 1954}
 LABELS = ('answer1', 'answer2', 'answer3')
 
 

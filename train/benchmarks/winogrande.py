@@ -6,6 +6,7 @@ from train.rows import Row
 NAME = 'winogrande'
 ALIASES = ('winog',)
 HUB = base.Hub('allenai/winogrande', 'winogrande_xl', base.VALIDATION)
+ROWS = {'train': 40398, 'test': 1267}
 LABELS = ('option1', 'option2')
 
 

@@ -13,9 +13,9 @@ With T tokens and N labelled positions an update, rows of S tokens, and the sums
                 knowhira                          multiplied in; A B, (M o W) B^T and A^T (M o W)
 
 Not taken off: the input gradient of the first layer's attention, which a scan of equal layers
-cannot leave out; the masked half of the attention, which only a kernel for it leaves out. Not
-counted: whatever `--remat` and the chunked head compute twice on purpose, element-wise work, DoRA's
-norms, the penalty.
+cannot leave out; the masked half of the attention, of which only a kernel leaves blocks out. Not
+counted: whatever `--remat`, the chunked head and a kernel for the attention (the scores: 14 T S H d
+in place of 12) compute twice on purpose, element-wise work, DoRA's norms, the penalty.
 """
 
 import math

@@ -2,6 +2,10 @@
 
 The jaxpr is of the whole update on all devices together, before any compiler: what is counted here
 and not by the compiler was never used; what the compiler has more of, the devices do twice.
+
+A Pallas kernel (TPU's attention) is a call that no compiler's count looks into. Here its body is
+counted, times the steps of its grid: exact where one block holds a row (up to 512 tokens), and too
+much by the blocks that lie wholly in the future, which it skips, where there are more.
 """
 
 import math
@@ -11,10 +15,15 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 
-def count(closed: core.ClosedJaxpr) -> int:
+def count(closed: core.ClosedJaxpr, kernels_only: bool = False) -> int:
     """FLOPs of the matrix products that lead to a result.
 
-    A `cond` counts as its dearest branch, the body of a `while` once.
+    A `cond` counts as its dearest branch, the body of a `while` once, that of a `shard_map` once
+    for each device.
+
+    Args:
+      closed: the traced function.
+      kernels_only: those inside Pallas kernels alone.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -25,20 +34,33 @@ def count(closed: core.ClosedJaxpr) -> int:
     """
     jaxpr = closed.jaxpr
     used, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return _count(used)
+    return _count(used, not kernels_only)
 
 
-def _count(jaxpr: Any) -> int:
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+def _count(jaxpr: Any, here: bool) -> int:
+    return sum(_equation(equation, here) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any) -> int:
+def _equation(equation: Any, here: bool) -> int:
+    """`here`: products at this level count; inside a kernel they always do."""
     name, params = equation.primitive.name, equation.params
     if name == 'dot_general':
+        if not here:
+            return 0
         (contracted, _), _ = params['dimension_numbers']
         left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
         return 2 * math.prod(out) * math.prod(left[axis] for axis in contracted)
-    inner = [_count(sub) for sub in core.jaxprs_in_params(params)]
+    here = here or name == 'pallas_call'
+    inner = [_count(sub, here) for sub in core.jaxprs_in_params(params)]
     if name == 'cond':
         return max(inner, default=0)
-    return sum(inner) * (params['length'] if name == 'scan' else 1)
+    return sum(inner) * _times(name, params)
+
+
+def _times(name: str, params: Any) -> int:
+    """How often an operation runs what it holds."""
+    if name == 'scan':
+        return params['length']
+    if name == 'shard_map':
+        return math.prod(params['mesh'].shape[axis] for axis in params['newly_manual_axes'])
+    return math.prod(params['grid_mapping'].grid) if name == 'pallas_call' else 1

@@ -13,6 +13,8 @@ BYTES = {
     's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8, 'c128': 16,
 }  # fmt: skip
 HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
+# A line of its own. A kernel's metadata has line breaks, and may go on with `}}, metadata=..`.
+CLOSED = re.compile(r'^\}(, execution_thread=.*)?$')
 NAME = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = (.*)$')
 ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
 CALLED = re.compile(r'(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)')
@@ -68,7 +70,7 @@ def parse(text: str) -> Module:
         if header:
             here = computations[header[2]] = Computation(header[2], {})
             entry = header[2] if header[1] else entry
-        elif line.startswith('}'):
+        elif CLOSED.match(line):
             here = None
         elif here is not None and (found := NAME.match(line)):
             here.ops[found[2]] = _op(found[2], found[3])

@@ -79,6 +79,7 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
         config.model.scan,
         None if remat == 'none' else remat,
         jnp.dtype(config.model.dtype),
+        config.model.attention,
     )
     shapes = jp.models.param_shapes(model)
     base = _placed(shapes, jp.models.base_shardings(shapes, mesh))

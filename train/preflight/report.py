@@ -37,7 +37,7 @@ def build(job: Job, target: Target, shape: Shape, traced: Any, memory: Memory, t
     """
     config = job.config
     arithmetic = floors.floor(job, shape)
-    asked = flops.count(traced.jaxpr)
+    asked, inside = flops.count(traced.jaxpr), flops.count(traced.jaxpr, kernels_only=True)
     found = {
         'model': config.model.model_name,
         'method': config.adapter.method,
@@ -61,10 +61,11 @@ def build(job: Job, target: Target, shape: Shape, traced: Any, memory: Memory, t
         'flops': {
             'floor': {**arithmetic._asdict(), 'total': arithmetic.total},
             'asked': asked,
+            'kernels': inside,
             'ratio': asked / arithmetic.total if arithmetic.total else None,
         },
     }
-    return found | (_compiled(job, text, asked) if text else {})
+    return found | (_compiled(job, text, asked, inside) if text else {})
 
 
 def _versions(target: Target) -> dict[str, str]:
@@ -72,12 +73,14 @@ def _versions(target: Target) -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in names}
 
 
-def _compiled(job: Job, text: str, asked: int) -> dict[str, Any]:
-    """What only the compiled program tells."""
+def _compiled(job: Job, text: str, asked: int, inside: int) -> dict[str, Any]:
+    """What only the compiled program tells, and of its kernels the jaxpr: an even share a chip."""
     module = hlo.parse(text)
     visits, unknown = hlo.walk(module)
-    done = traffic.matmul_flops(visits)
+    runs = traffic.kernel_runs(visits)
+    done = traffic.matmul_flops(visits) + (inside // job.mesh.size if runs else 0)
     return {
+        'kernel_runs': runs,
         'chip_flops': done,
         'chip_share': done * job.mesh.size / asked,
         'collectives': traffic.by_kind(traffic.collectives(visits)),
@@ -156,6 +159,9 @@ def _flops(found: dict) -> list[str]:
         lines.append(f'  floor: {name:<17}{text:>9}')
     ratio = '' if flops['ratio'] is None else f'   {flops["ratio"]:.3f} of the floor'
     lines.append(f'  {"asked for (jaxpr)":<24}{flops["asked"] / 1e12:>9.3f}{ratio}')
+    if flops['kernels']:
+        runs = f'   {found["kernel_runs"]} runs a chip' if 'kernel_runs' in found else ''
+        lines.append(f'  {"of it in kernels":<24}{flops["kernels"] / 1e12:>9.3f}{runs}')
     if 'chip_flops' in found:
         lines.append(
             f'  {"one chip, compiled":<24}{found["chip_flops"] / 1e12:>9.3f}   '

@@ -22,6 +22,7 @@ KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective
 SCATTERED = 'all-reduce-scatter'
 # TPU: a collective that overlaps with others' work appears once in each piece, as one chain.
 CHAIN = re.compile(r'chain_id="(\d+)"')
+PALLAS = 'custom_call_target="tpu_custom_call"'
 LISTED = re.compile(r'replica_groups=\{\{([\d,]*)\}')
 IOTA = re.compile(r'replica_groups=\[(\d+),(\d+)\]<=')
 MESHED = re.compile(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}')
@@ -112,7 +113,7 @@ def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
 def matmul_flops(visits: list[hlo.Visit]) -> int:
     """FLOPs of one chip's matrix products: `dot`, and the convolutions that a TPU makes of them.
 
-    A product inside a library call (oneDNN on a CPU, cuBLAS on a GPU) is not seen.
+    Not seen: products inside a library call (oneDNN on a CPU, cuBLAS on a GPU) or a Pallas kernel.
     """
     total = 0
     for visit in visits:
@@ -121,6 +122,12 @@ def matmul_flops(visits: list[hlo.Visit]) -> int:
         elif visit.op.opcode == 'convolution':
             total += visit.times * _convolution(visit)
     return total
+
+
+def kernel_runs(visits: list[hlo.Visit]) -> int:
+    """How often a chip runs a Pallas kernel in an update."""
+    called = (v for v in visits if v.op.opcode == 'custom-call' and PALLAS in v.op.rest)
+    return sum(visit.times for visit in called)
 
 
 def _numbers(text: str, name: str) -> list[int]:

@@ -1,0 +1,244 @@
+"""`python -m eval.compare --methods none lora hira --seeds 3`: methods on equal terms."""
+
+import contextlib
+import dataclasses
+import fcntl
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import jax
+import tyro
+
+from eval.compare import entries, figures, jobs, match, plots, run, table
+from eval.compare.entries import BASE, Entry
+from eval.compare.forget import Text
+from eval.compare.jobs import Job, Setting
+from jaxpeft.near import nearest
+from train import cli, errors, rundir
+from train.config import Config
+
+DESCRIPTION = """Train and evaluate methods on the same base, data and budget: a learning rate for
+each by the validation loss of short runs, then a run a seed; quality with intervals, forgetting,
+speed, memory and bytes in one table with Pareto plots. Every other flag is train.run's and holds
+for all: --model_name, --dataset, --batch, --max_steps, --eval_limit, --eval_decodings, ...
+
+The same command continues what was stopped or killed; what is finished is never done again. Only
+the small files in --out_dir are needed for that, on any machine."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """What to compare, and where the figures go."""
+
+    methods: tuple[str, ...] = ('none', 'lora', 'hira', 'knowhira')
+    """Methods: none is the untrained base, full trains everything; options behind a colon, as in
+    hylorada:init=kaiming or lora:rslora=true,alpha=8 (options of the method, or flags of
+    train.run)."""
+    seeds: int = 3
+    """Runs a method."""
+    seeds_of: tuple[str, ...] = ()
+    """Other numbers of runs for some: lora=3 hira=3, or lora=3,hira=3."""
+    lrs: tuple[float, ...] = ()
+    """Learning rates to choose from, for every method; one is taken as it is. Empty: a third, once
+    and three times the method's usual one."""
+    lrs_of: tuple[str, ...] = ()
+    """Others for some methods: hira=1e-3,3e-3 full=1e-5,3e-5."""
+    sweep_rows: int = 500
+    """Training rows of the short runs that choose the rate; 0: as many as the runs have."""
+    match: Literal['none', 'params'] = 'none'
+    """params: each method's rank is the one that trains nearest to as many numbers as the
+    reference."""
+    match_to: str = ''
+    """The reference of --match; empty: the first method with a rank."""
+    r_ab: int = 0
+    """Rank of every method (of the reference with --match); 0: that of train.run."""
+    only: tuple[str, ...] = ()
+    """Work on these methods only; the table shows what is finished of all."""
+    forget_text: str = ''
+    """Text like what the base was pretrained on (.txt, .gz, .jsonl with a column text). Empty: for
+    the embedded base new documents of its own corpus, else none is read."""
+    forget_tokens: int = 20_000
+    """How many tokens of it are read."""
+    forget_window: int = 512
+    """Tokens in a window of it."""
+    forget_stride: int = 256
+    """New tokens in a window of it."""
+    together: Literal['auto', 'yes', 'no'] = 'auto'
+    """Train the rates, and the seeds, of a method as one program (train.sweep). It needs the memory
+    of all of them at once and cannot be resumed within; auto: not on CPU, where it saves little but
+    compilation, yes on accelerators."""
+    out_dir: str = 'compare'
+    """Folder of the figures: JSON a run, compare.md, plots. Small, without weights."""
+    work_dir: str = ''
+    """Folder of the runs with their checkpoints and weights; empty: work/ in --out_dir, which
+    git is told to leave out."""
+    table_only: bool = False
+    """Train nothing; write the table of what is finished."""
+    traceback: bool = False
+    """Show a refused setting as a whole Python traceback."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; 0 when it did, 2 after an error that the user can mend."""
+    return errors.guard(_program, argv)
+
+
+def _program(argv: Sequence[str]) -> None:
+    args, rest = tyro.cli(
+        Args,
+        args=list(argv),
+        prog='python -m eval.compare',
+        description=DESCRIPTION,
+        config=(tyro.conf.OmitArgPrefixes,),
+        use_underscores=True,
+        return_unknown_args=True,
+    )
+    jobs.check_flags(rest)
+    # Jobs are processes of their own; this one only counts shapes, and leaves the accelerator to
+    # them.
+    jax.config.update('jax_platforms', 'cpu')
+    setting = _setting(args, rest)
+    found = [(entry, jobs.resolve(setting, entry)) for entry in _entries(args, setting)]
+    found, matched = _matched(args, found)
+    with _claimed(setting.out):
+        _compare(args, setting, found, matched)
+
+
+def _setting(args: Args, rest: Sequence[str]) -> Setting:
+    """Checks what the flags say by themselves."""
+    for flag, least in (('sweep_rows', 0), ('r_ab', 0), ('forget_tokens', 2)):
+        if getattr(args, flag) < least:
+            raise ValueError(f'--{flag} must be at least {least}, got {getattr(args, flag)}')
+    if args.forget_text and not pathlib.Path(args.forget_text).is_file():
+        raise FileNotFoundError(f'--forget_text names a file; there is no {args.forget_text}')
+    out = pathlib.Path(args.out_dir)
+    embedded = cli.parse([*rest, '--method=lora'])[0].model.model_name == 'embedded'
+    text = Text(
+        args.forget_text or ('embedded' if embedded else ''),
+        args.forget_tokens, args.forget_window, args.forget_stride,
+    )  # fmt: skip
+    work = pathlib.Path(args.work_dir) if args.work_dir else out / 'work'
+    return Setting(tuple(rest), out, work, args.r_ab, args.sweep_rows, text)
+
+
+def _entries(args: Args, setting: Setting) -> list[Entry]:
+    embedded = setting.text.file == 'embedded'
+    found = entries.parse(
+        args.methods, args.seeds, args.seeds_of, args.lrs, args.lrs_of, embedded=embedded
+    )
+    labels = [entry.label for entry in found]
+    for label in args.only:
+        if label not in labels:
+            raise ValueError(f'--only {label!r} is none of --methods; {nearest(label, labels)}')
+    return found
+
+
+Found = list[tuple[Entry, Config]]
+
+
+def _matched(args: Args, found: Found) -> tuple[Found, str]:
+    """The entries at ranks of equal counts, and the sentence that says so."""
+    if args.match == 'none':
+        return found, ''
+    labels = [entry.label for entry, config in found if match.ranked(config)]
+    reference = args.match_to or (labels[0] if labels else '')
+    if reference not in labels:
+        raise ValueError(
+            f'--match params needs a method with a rank as reference, got {reference!r}; '
+            f'{nearest(reference, labels) if labels else "none of --methods has one"}'
+        )
+    theirs = next(config for entry, config in found if entry.label == reference)
+    count = match.Counter(theirs)
+    target = count(theirs)
+    out = [
+        (entry, config)
+        if not match.ranked(config) or entry.label == reference
+        else (entry, match.with_rank(config, match.rank_for(config, target, count)))
+        for entry, config in found
+    ]
+    rank = next(iter(theirs.options.values()))['rank']
+    return out, (
+        f"Each method's rank is the one that trains nearest to the {target:,} numbers of "
+        f'`{reference}` at rank {rank}; `full` and `none` have no rank.'
+    )
+
+
+@contextlib.contextmanager
+def _claimed(folder: pathlib.Path) -> Iterator[None]:
+    """Takes the folder of figures for this process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / '.gitignore').write_text('work/\n.lock\n')
+    with open(folder / '.lock', 'w') as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f'another comparison works in {folder}; wait for it') from None
+        yield
+
+
+def _compare(args: Args, setting: Setting, found: Found, matched: str) -> None:
+    """Does what is not done, and writes the table after each step of it."""
+    base = jobs.base_job(setting, next(c for e, c in found if e.method != BASE))
+    sweeps = {e.label: jobs.sweep_jobs(setting, e, c) for e, c in found if e.method != BASE}
+    wanted = [e.label for e, _ in found if not args.only or e.label in args.only]
+
+    def write() -> None:
+        _write(setting, found, base, sweeps, matched)
+
+    if args.table_only:
+        _check_begun(base, setting)
+        return write()
+    runner = run.Runner(setting.work, args.together)
+    total = 1 + sum(
+        e.seeds + len(sweeps[e.label]) for e, _ in found if e.label in wanted and e.method != BASE
+    )
+    tally = run.Tally(total)
+    runner.do([base], tally)
+    for label in wanted:
+        runner.do(sweeps.get(label, []), tally)
+    plan = {
+        e.label: _runs(setting, e, c, sweeps[e.label])
+        for e, c in found
+        if e.label in wanted and e.method != BASE
+    }
+    for group in runner.ordered(list(plan.values())):
+        runner.do(group, tally)
+        write()
+    write()
+
+
+def _runs(setting: Setting, entry: Entry, config: Config, sweep: Sequence[Job]) -> list[Job]:
+    """An entry's runs, none where every rate diverged or the sweep is not finished."""
+    if not all(job.done for job in sweep):
+        return []
+    rate = jobs.chosen(entry, sweep)
+    return [] if rate is None else jobs.run_jobs(setting, entry, config, rate)
+
+
+def _check_begun(base: Job, setting: Setting) -> None:
+    if not base.done:
+        raise ValueError(f'--table_only: {setting.out} holds no finished base.json yet')
+
+
+def _write(
+    setting: Setting, found: Found, base: Job, sweeps: dict[str, list[Job]], matched: str
+) -> None:
+    """compare.md, compare.json and the plots, of what is finished."""
+    lines = []
+    for entry, config in found:
+        sweep = sweeps.get(entry.label, [])
+        runs = [] if entry.method == BASE else _runs(setting, entry, config, sweep)
+        lines.append(figures.line(entry, sweep, runs, base.found()))
+    names = plots.write(lines, setting.out / 'plots')
+    page = table.render(lines, sweeps, matched, names)
+    file = setting.out / 'compare.md'
+    file.write_text(page)
+    rundir.write_json(setting.out / 'compare.json', figures.summary(lines))
+    print(page.split('\n## Tasks')[0] if '## Tasks' in page else page)
+    print(file)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,162 @@
+"""From the finished files to figures a method, with intervals over seeds."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from eval import stats
+from eval.compare.entries import BASE, Entry
+from eval.compare.jobs import Job, chosen
+
+
+class Line(NamedTuple):
+    """A line of the table; None where there is no such figure (yet).
+
+    Attributes:
+      entry: which.
+      rate: the learning rate taken, None before the sweep is finished or where all diverged.
+      edge: whether it is the smallest or largest of those tried.
+      runs: the finished files of its seeds.
+      diverged: how many runs ended without a number.
+      values: axis -> a figure a run, in the order of the seeds; see `AXES`.
+    """
+
+    entry: Entry
+    rate: float | None
+    edge: bool
+    runs: list[dict[str, Any]]
+    diverged: int
+    values: dict[str, list[float]]
+
+    def mean(self, axis: str) -> float | None:
+        """The mean over seeds."""
+        own = self.values.get(axis)
+        return sum(own) / len(own) if own else None
+
+    def interval(self, axis: str) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean; None for fewer than two seeds."""
+        return stats.mean_interval(self.values.get(axis, []))
+
+
+class Axis(NamedTuple):
+    """A figure that methods are compared by."""
+
+    title: str
+    better: int  # +1 where more is better, -1 where less is
+    log: bool = False
+
+
+AXES = {
+    'accuracy': Axis('accuracy in %, mean of the tasks', +1),
+    'perplexity': Axis('perplexity of held-out text', -1),
+    'forgetting': Axis('forgetting: perplexity of other text', -1),
+    'trained': Axis('trained numbers', -1, log=True),
+    'seconds': Axis('seconds a step', -1),
+    'memory': Axis('memory of an update in MB', -1),
+}
+MB = 1e6
+
+
+def line(entry: Entry, sweep: Sequence[Job], runs: Sequence[Job], base: Mapping[str, Any]) -> Line:
+    """The figures of an entry from what is finished of it."""
+    if entry.method == BASE:
+        return Line(entry, None, False, [dict(base)], 0, _values([base]))
+    finished = all(job.done for job in sweep)
+    rate = chosen(entry, sweep) if finished else None
+    found = [job.found() for job in runs if job.done]
+    sound = [one for one in found if 'diverged' not in one]
+    edge = bool(sweep) and rate in (min(entry.rates), max(entry.rates))
+    return Line(entry, rate, edge, sound, len(found) - len(sound), _values(sound))
+
+
+def decoding(found: Mapping[str, Any]) -> str | None:
+    """The decoding that stands for quality: the first that was asked for."""
+    return next((name for name in found['after'] if name != 'perplexity'), None)
+
+
+def _values(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        for axis, value in _of_run(run).items():
+            if value is not None:
+                found.setdefault(axis, []).append(value)
+    return found
+
+
+def _of_run(run: Mapping[str, Any]) -> dict[str, float | None]:
+    name, after = decoding(run), run['after']
+    forget, train, memory = (run.get(k) or {} for k in ('forget', 'train', 'memory'))
+    used = memory.get('program', {}).get('total')
+    process, size = memory.get('process'), run.get('adapter_bytes')
+    return {
+        'accuracy': 100 * after[name]['mean'] if name else None,
+        'perplexity': after['perplexity']['corpus_ppl'] if 'perplexity' in after else None,
+        'forgetting': forget.get('corpus_ppl'),
+        'trained': train.get('trainable'),
+        'seconds': run.get('seconds_per_step'),
+        'speed': run.get('tokens_per_second'),
+        'memory': used / MB if used else None,
+        'process': process / MB if process else None,
+        'size': size / MB if size else None,
+        'validation': train.get('best_val_loss'),
+    }
+
+
+def quality(lines: Sequence[Line]) -> str:
+    """The axis of task quality: 'accuracy', or 'perplexity' for plain text."""
+    return 'accuracy' if any('accuracy' in one.values for one in lines) else 'perplexity'
+
+
+def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, float] | None] | None:
+    """The mean difference over the seeds that both have, and its interval; None without any."""
+    if one.entry.label == other.entry.label or not (axis in one.values and axis in other.values):
+        return None
+    seeds, theirs = (
+        {run['config'].get('seed'): i for i, run in enumerate(each.runs)} for each in (one, other)
+    )
+    common = [seed for seed in seeds if seed in theirs]
+    if not common:
+        return None
+    gaps = [one.values[axis][seeds[s]] - other.values[axis][theirs[s]] for s in common]
+    return sum(gaps) / len(gaps), stats.mean_interval(gaps)
+
+
+def sampling_error(runs: Sequence[Mapping[str, Any]]) -> float | None:
+    """Half of the 95 % interval that the number of questions leaves to one run's mean, in points.
+
+    1.96 sqrt(sum over tasks of p (1 - p) / n) / tasks
+    """
+    name = decoding(runs[0]) if runs else None
+    if name is None:
+        return None
+    tasks = runs[0]['after'][name]['tasks'].values()
+    spread = sum(t['accuracy'] * (1 - t['accuracy']) / t['n'] for t in tasks)
+    return 100 * stats.Z95 * math.sqrt(spread) / len(tasks)
+
+
+def front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:
+    """The numbers of the points that no other one beats on both axes.
+
+    Example:
+      >>> front([(1.0, 5.0), (2.0, 6.0), (3.0, 4.0)], (-1, +1))
+      [0, 1]
+    """
+    signed = [(x * better[0], y * better[1]) for x, y in points]
+    beats = lambda p, q: p[0] >= q[0] and p[1] >= q[1] and p != q
+    return [i for i, q in enumerate(signed) if not any(beats(p, q) for p in signed)]
+
+
+def summary(lines: Sequence[Line]) -> dict[str, Any]:
+    """The figures as JSON: label -> axis -> {'mean', 'interval', 'values'}."""
+    return {
+        one.entry.label: {
+            'lr': one.rate,
+            'seeds': len(one.runs),
+            'diverged': one.diverged,
+            'figures': {
+                axis: {'mean': one.mean(axis), 'interval': one.interval(axis), 'values': values}
+                for axis, values in one.values.items()
+            },
+        }
+        for one in lines
+    }

@@ -1,0 +1,89 @@
+"""Equal budgets: the rank at which a method trains as many numbers as the reference."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+
+import jaxpeft as jp
+from train import model as models
+from train import options
+from train.config import Config
+
+PROBES = (2, 4)  # even, since an orthogonal start needs an even rank
+NEAR = 3  # ranks tried on either side of what the two probes say
+
+
+class Counter:
+    """Counts what a configuration would train, from shapes: nothing is loaded or allocated.
+
+    Args:
+      config: any configuration of the base.
+    """
+
+    def __init__(self, config: Config):
+        self.model = jp.models.build(
+            jp.models.config_of(config.model.model_name), config.model.scan
+        )
+        self.shapes = jp.models.param_shapes(self.model)
+        self._of = functools.cache(self._count)
+        self._configs: dict[tuple, Config] = {}
+
+    def __call__(self, config: Config) -> int:
+        """The trainable numbers."""
+        key = (repr(config.adapter), repr(config.options))
+        self._configs[key] = config
+        return self._of(key)
+
+    def _count(self, key: tuple) -> int:
+        plan = models.make_plan(self._configs[key], self.model, self.shapes)
+        start = lambda key, params: jp.init(plan, key, params)
+        seed = jax.eval_shape(lambda: jax.random.key(0))
+        return jp.count(jax.eval_shape(start, seed, self.shapes))
+
+
+def ranked(config: Config) -> list[str]:
+    """The configuration's methods that have a rank.
+
+    Example:
+      >>> from train import cli
+      >>> ranked(cli.parse(['--method', 'full'])[0]), ranked(cli.parse(['--method', 'lora'])[0])
+      ([], ['lora'])
+    """
+    return [name for name in config.options if 'rank' in options.settable(name)]
+
+
+def with_rank(config: Config, rank: int) -> Config:
+    """The same at another rank."""
+    names = ranked(config)
+    chosen = {n: g | {'rank': rank} if n in names else g for n, g in config.options.items()}
+    return dataclasses.replace(config, options=chosen)
+
+
+def rank_for(config: Config, target: int, count: Counter) -> int:
+    """The rank whose count is nearest to `target`; of two equally near ones the smaller.
+
+    Counts are affine in the rank (all but for layer-wise ranks), so two probes give the place and
+    its neighbours are counted.
+
+    Raises:
+      ValueError: for a method without a rank, or one that no rank suits.
+    """
+    if not ranked(config):
+        raise ValueError(f'{config.adapter.method} has no rank to match parameters by')
+    low, high = (count(with_rank(config, rank)) for rank in PROBES)
+    slope = (high - low) / (PROBES[1] - PROBES[0])
+    place = round(PROBES[0] + (target - low) / slope)
+    found: dict[int, int] = {}
+    refused: Any = None
+    for rank in range(max(1, place - NEAR), max(1, place) + NEAR + 1):
+        try:
+            found[rank] = count(with_rank(config, rank))
+        except ValueError as error:  # an odd rank for an orthogonal start, one above the kernel's
+            refused = error
+    if not found:
+        raise ValueError(
+            f'{config.adapter.method} cannot train about {target:,} numbers: {refused}'
+        )
+    return min(found, key=lambda rank: (abs(found[rank] - target), rank))

@@ -1,0 +1,80 @@
+"""A Pareto plot for each pair of axes: what no other method beats on both."""
+
+import itertools
+import pathlib
+from collections.abc import Sequence
+
+from eval.compare import figures
+from eval.compare.figures import AXES, Line
+from eval.plots import DPI, GREY, _bare, _figure
+
+COLOURS = (
+    '#4c78a8', '#f58518', '#54a24b', '#e45756', '#72b7b2', '#b279a2', '#9d755d', '#eeca3b',
+    '#2b2f36', '#ff9da6', '#79706e', '#d67195',
+)  # fmt: skip
+MARKERS = 'osD^vP*Xhdp<'
+
+
+def write(lines: Sequence[Line], folder: pathlib.Path) -> list[str]:
+    """Writes folder/X-Y.png for each pair of axes with two methods or more; returns the names."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    folder.mkdir(parents=True, exist_ok=True)
+    first = figures.quality(lines)
+    names = [first, *(name for name in AXES if name not in ('accuracy', 'perplexity'))]
+    made = []
+    for y, x in itertools.combinations(names, 2):
+        shown = [one for one in lines if one.mean(x) is not None and one.mean(y) is not None]
+        if len(shown) < 2:
+            continue
+        figure = draw(shown, x, y, [one for one in lines if x not in one.values])
+        made.append(f'{y}-{x}')
+        figure.savefig(folder / f'{made[-1]}.png', dpi=DPI)
+    return made
+
+
+def draw(shown: Sequence[Line], x: str, y: str, base: Sequence[Line] = ()):
+    """The plot of two axes; methods on the front are joined by a line.
+
+    Args:
+      shown: lines with both figures.
+      x, y: names of axes.
+      base: lines without the figure x; their y is drawn as a level (the untrained base).
+    """
+    figure, ((axis,),) = _figure(6.6, 4.2)
+    points = [(one.mean(x) or 0.0, one.mean(y) or 0.0) for one in shown]
+    kept = figures.front(points, (AXES[x].better, AXES[y].better))
+    edge = sorted(points[i] for i in kept)
+    axis.plot(*zip(*edge, strict=True), color=GREY, lw=1.4, zorder=1)
+    for i, (one, point) in enumerate(zip(shown, points, strict=True)):
+        bars = {
+            side: [[value - low], [high - value]]
+            for side, name, value in (('xerr', x, point[0]), ('yerr', y, point[1]))
+            if (span := one.interval(name)) is not None
+            for low, high in [span]
+            if high > low
+        }
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        hollow = {} if i in kept else {'markerfacecolor': 'white'}
+        axis.errorbar(
+            *point, **bars, fmt=marker, color=colour, ms=7, elinewidth=0.8, capsize=2, alpha=0.95,
+            label=one.entry.label, zorder=2, **hollow,
+        )  # fmt: skip
+    for one in base:
+        if one.mean(y) is not None:
+            axis.axhline(one.mean(y), color=GREY, lw=1.0, ls='--', label=one.entry.label)
+    for name, scale, label in (
+        (x, axis.set_xscale, axis.set_xlabel),
+        (y, axis.set_yscale, axis.set_ylabel),
+    ):
+        means = [one.mean(name) or 0.0 for one in shown]
+        if AXES[name].log and max(means) > 10 * min(means) > 0:
+            scale('log')
+        arrow = 'more is better' if AXES[name].better > 0 else 'less is better'
+        label(f'{AXES[name].title} ({arrow})', fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.grid(color=GREY, lw=0.4, alpha=0.5)
+    figure.legend(loc='outside right upper', frameon=False, fontsize=8)
+    _bare(axis)
+    return figure

@@ -1,0 +1,114 @@
+"""Starts the workers, one after another, and stops them when it is stopped."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+from eval.compare import worker
+from eval.compare.jobs import Job
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+TAIL = 12  # lines of a failed worker's log that are shown
+
+
+class Tally:
+    """Counts jobs for the lines that are shown.
+
+    Args:
+      total: of the whole comparison.
+    """
+
+    def __init__(self, total: int):
+        self.total, self.done = total, 0
+
+
+class Runner:
+    """Does jobs in processes of their own.
+
+    Args:
+      work: the folder for logs and job lists.
+      together: 'yes', 'no' or 'auto': jobs of one entry train as one program.
+      say: told of each job.
+    """
+
+    def __init__(self, work: pathlib.Path, together: str, say: Callable[[str], None] = print):
+        self._work, self._say = work, say
+        self.together = _accelerated() if together == 'auto' else together == 'yes'
+        (work / 'logs').mkdir(parents=True, exist_ok=True)
+
+    def ordered(self, plan: Sequence[Sequence[Job]]) -> list[list[Job]]:
+        """An entry's runs together; or the first seed of all entries, then the second, ..."""
+        if self.together:
+            return [list(own) for own in plan]
+        longest = max((len(own) for own in plan), default=0)
+        return [[own[i]] for i in range(longest) for own in plan if i < len(own)]
+
+    def do(self, jobs: Sequence[Job], tally: Tally) -> None:
+        """Does those of the jobs that are not done, in one process.
+
+        Args:
+          jobs: of one kind and entry.
+          tally: counts them.
+
+        Raises:
+          ValueError: for a worker that failed, with the end of its log.
+          SystemExit: after a SIGTERM.
+        """
+        left = [job for job in jobs if not job.done]
+        tally.done += len(jobs)
+        if not left:
+            return
+        name = left[0].file.stem if len(left) == 1 else f'{left[0].kind}-{left[0].file.stem}'
+        file, log = self._work / 'logs' / f'{name}.job.json', self._work / 'logs' / f'{name}.log'
+        task = {'together': self.together, 'jobs': [worker.written(job) for job in left]}
+        file.write_text(json.dumps(task))
+        what = ', '.join(job.file.stem for job in left)
+        self._say(f'[{tally.done}/{tally.total}] {left[0].kind}: {what}')
+        began = time.perf_counter()
+        code = self._wait(file, log)
+        if code == worker.STOPPED:
+            self._say('SIGTERM: stopped; the same command continues here')
+            raise SystemExit(0)
+        if code:
+            end = '\n'.join(log.read_text(errors='replace').splitlines()[-TAIL:])
+            raise ValueError(f'{what} failed (exit code {code}); the end of {log}:\n{end}')
+        self._say(f'    {time.perf_counter() - began:,.0f} s')
+
+    def _wait(self, file: pathlib.Path, log: pathlib.Path) -> int:
+        """Runs a worker to its end; a SIGTERM of ours is handed on."""
+        paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
+        env = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, paths))}
+        with log.open('a') as out:
+            process = subprocess.Popen(
+                [sys.executable, '-m', 'eval.compare.worker', str(file)],
+                stdin=subprocess.PIPE,  # never written to: its end tells the worker of ours
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                env=env,
+            )
+
+            def stop(number: int, frame: FrameType | None) -> None:
+                del frame
+                process.send_signal(number)
+
+            previous = signal.signal(signal.SIGTERM, stop)
+            try:
+                code = process.wait()
+            finally:
+                signal.signal(signal.SIGTERM, previous)
+                if process.poll() is None:
+                    process.kill()
+        return code
+
+
+def _accelerated() -> bool:
+    """Whether jobs will find something else than CPUs; asked in a process of its own."""
+    asked = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
+    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+    return said.strip() != 'cpu'

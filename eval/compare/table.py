@@ -1,0 +1,164 @@
+"""The comparison as Markdown: quality, cost, tasks, learning rates."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.compare import figures
+from eval.compare.figures import Line
+from eval.compare.jobs import Job
+from eval.report import markdown
+from eval.table import percent
+
+REFERENCE = 'lora'
+
+
+def render(
+    lines: Sequence[Line], sweeps: Mapping[str, Sequence[Job]], matched: str, plots: Sequence[str]
+) -> str:
+    """The whole page.
+
+    Args:
+      lines: every entry's.
+      sweeps: label -> the jobs of its learning rates.
+      matched: how ranks were chosen, one sentence; '' where each method has its own.
+      plots: names of images.
+    """
+    parts = ['# Comparison', *_about(lines, matched), '## Quality', _quality(lines)]
+    parts += ['## Cost', _cost(lines), COST_NOTE]
+    if figures.quality(lines) == 'accuracy':
+        parts += ['## Tasks', _tasks(lines)]
+    rates = _rates(sweeps)
+    if rates:
+        parts += ['## Learning rates', rates, RATES_NOTE]
+    if plots:
+        parts += ['## Pareto', *(f'![{name}](plots/{name}.png)' for name in plots)]
+    return '\n\n'.join(parts) + '\n'
+
+
+COST_NOTE = (
+    'Seconds and tokens are of an update, the first (which compiles) left out, on whatever else '
+    'the machine was doing. `update` is what the compiler allots to one update (base, adapter, '
+    'optimizer, batch, temporaries); `process` the most that the process ever held until training '
+    'ended, with Python, libraries and compilation; `adapter` the bytes of its folder on disk.'
+)
+RATES_NOTE = (
+    'Validation loss of the short runs; the lowest is taken, for all seeds. No test question was '
+    'looked at. A dash is a run that diverged.'
+)
+
+
+def _about(lines: Sequence[Line], matched: str) -> list[str]:
+    said = [
+        f'{one.entry.label} {len(one.runs)} of {one.entry.seeds}'
+        for one in lines
+        if len(one.runs) < one.entry.seeds
+    ]
+    parts = [matched] if matched else []
+    if said:
+        parts.append(f'Not finished: {", ".join(said)} seeds.')
+    error = figures.sampling_error([run for one in lines for run in one.runs][:1])
+    if error is not None:
+        parts.append(
+            "In brackets Student's 95 % interval of the mean over seeds; a single seed has none. "
+            f'It leaves out what the number of questions does: about {error:.1f} points either '
+            'way for one mean, less for a difference on the same questions.'
+        )
+    return parts
+
+
+def _quality(lines: Sequence[Line]) -> str:
+    axis = figures.quality(lines)
+    reference = next((one for one in lines if one.entry.label == REFERENCE), None)
+    title = 'accuracy %' if axis == 'accuracy' else 'perplexity'
+    header = ['method', 'rank', 'trained', 'lr', 'seeds', title]
+    header += [f'- {REFERENCE}'] if reference else []
+    header += ['other text, ppl']
+    rows = []
+    for one in lines:
+        row = [
+            f'`{one.entry.label}`',
+            _rank(one),
+            _number(one.mean('trained'), ',.0f'),
+            '-' if one.rate is None else f'{one.rate:g}' + ('*' if one.edge else ''),
+            str(len(one.runs)) + (f' ({one.diverged} diverged)' if one.diverged else ''),
+            _with_interval(one, axis, '.1f' if axis == 'accuracy' else '.3f'),
+        ]
+        if reference:
+            row.append(_gap(figures.against(one, reference, axis)))
+        rows.append([*row, _with_interval(one, 'forgetting', '.3f')])
+    if axis == 'accuracy':
+        first = next((run for one in lines for run in one.runs), None)
+        name = figures.decoding(first) if first else None
+        if first and name:
+            share = percent(first['after'][name]['majority_mean'])
+            rows.append(['commonest label', *[''] * 4, share, *[''] * (len(header) - 6)])
+    note = '\n\n\\* at the edge of the rates that were tried' if any(o.edge for o in lines) else ''
+    return markdown(header, rows) + note
+
+
+def _rank(one: Line) -> str:
+    ranks = {run.get('rank') for run in one.runs} - {None}
+    return str(ranks.pop()) if len(ranks) == 1 else '-'
+
+
+def _number(value: float | None, form: str) -> str:
+    return '-' if value is None else format(value, form)
+
+
+def _with_interval(one: Line, axis: str, form: str) -> str:
+    mean, interval = one.mean(axis), one.interval(axis)
+    if interval is None:
+        return _number(mean, form)
+    low, high = (format(x, form) for x in interval)
+    return f'{mean:{form}} ({low} to {high})'
+
+
+def _gap(gap: tuple[float, tuple[float, float] | None] | None) -> str:
+    if gap is None:
+        return '-'
+    mean, interval = gap
+    if interval is None:
+        return f'{mean:+.1f}'
+    return f'{mean:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})'
+
+
+def _cost(lines: Sequence[Line]) -> str:
+    header = ['method', 's/step', 'tokens/s', 'update MB', 'process MB', 'adapter MB']
+    forms = {'seconds': '.3f', 'speed': ',.0f', 'memory': ',.0f', 'process': ',.0f', 'size': '.2f'}
+    rows = [
+        [f'`{one.entry.label}`', *(_number(one.mean(axis), form) for axis, form in forms.items())]
+        for one in lines
+        if 'trained' in one.values
+    ]
+    return markdown(header, rows)
+
+
+def _tasks(lines: Sequence[Line]) -> str:
+    """Mean accuracy a task, a line a task."""
+    shown = [one for one in lines if one.runs and figures.decoding(one.runs[0])]
+    parts = []
+    for name in (n for n in shown[0].runs[0]['after'] if n != 'perplexity') if shown else ():
+        tasks = shown[0].runs[0]['after'][name]['tasks']
+        header = [name, 'n', 'commonest', *(f'`{one.entry.label}`' for one in shown)]
+        rows = []
+        for task, one_task in tasks.items():
+            means = [_mean([run['after'][name]['tasks'][task] for run in o.runs]) for o in shown]
+            rows.append([task, str(one_task['n']), percent(one_task['majority']), *means])
+        parts.append(markdown(header, rows))
+    return '\n\n'.join(parts)
+
+
+def _mean(found: Sequence[Mapping[str, Any]]) -> str:
+    return percent(sum(one['accuracy'] for one in found) / len(found))
+
+
+def _rates(sweeps: Mapping[str, Sequence[Job]]) -> str:
+    rows = []
+    for label, jobs in sweeps.items():
+        cells = []
+        for job in jobs:
+            loss = job.found()['val_loss'] if job.done else None
+            cells.append(f'{job.config.optim.lr:g}: ' + ('-' if loss is None else f'{loss:.4f}'))
+        if cells:
+            rows.append([f'`{label}`', ', '.join(cells)])
+    return markdown(['method', 'rate: loss'], rows) if rows else ''

@@ -1,0 +1,229 @@
+"""A process that does one job, or the jobs of one sweep, and writes their files.
+
+`eval.compare` starts it: `python -m eval.compare.worker JOBS.json`. It ends when its parent does,
+so that nothing goes on writing into a run that a second start continues.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+import jaxpeft as jp
+from eval import perplexity, report
+from eval.compare import forget, memory
+from eval.compare.forget import Text
+from eval.compare.jobs import Job
+from eval.evaluate import evaluate
+from train import config as configs
+from train import data, errors, feed, loop, model, results, rundir, sweep
+from train.config import Config
+from train.model import Built
+from train.stop import Stop
+
+STOPPED = 75  # exit code after a SIGTERM: the same command continues
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; 0 when it did, 2 after an error that the user can mend."""
+    return errors.guard(_program, argv)
+
+
+def _program(argv: Sequence[str]) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    task = json.loads(pathlib.Path(argv[0]).read_text())
+    jobs = [read(item) for item in task['jobs']]
+    work: dict[str, Callable[..., None]] = {'base': _base, 'sweep': _sweep, 'run': _run}
+    with Stop() as stop:
+        if task['together'] and len(jobs) > 1:
+            return _together(jobs)
+        for job in jobs:
+            if not job.done:
+                work[job.kind](job, stop)
+
+
+def _end_with_parent() -> None:
+    """Standard input is a pipe that the parent never writes to; it ends when the parent does."""
+    os.read(0, 1)  # unbuffered: a thread in sys.stdin would hold its lock at exit
+    os._exit(STOPPED)
+
+
+def written(job: Job) -> dict[str, Any]:
+    """The job as JSON, for `read`."""
+    config = configs.to_dict(job.config)
+    return {**job._asdict(), 'file': str(job.file), 'config': config, 'text': job.text._asdict()}
+
+
+def read(item: dict[str, Any]) -> Job:
+    """The inverse of `written`."""
+    config, text = configs.from_dict(item['config']), Text(**item['text'])
+    return Job(**item | {'file': pathlib.Path(item['file']), 'config': config, 'text': text})
+
+
+def _write(job: Job, found: dict[str, Any]) -> None:
+    job.file.parent.mkdir(parents=True, exist_ok=True)
+    head = {'config': job.identity, 'versions': results.versions(), 'label': job.label}
+    rundir.write_json(job.file, head | found)
+
+
+def _probe(config: Config, held: Sequence[Any]) -> results.Probe:
+    return results.Probe(evaluate, perplexity.measure, results.benchmark_rows(config), held)
+
+
+def _held(config: Config, built: Built) -> Sequence[Any]:
+    """The held-out windows of a data set of plain text."""
+    if not data.is_text(config.data.dataset):
+        return ()
+    return feed.make(config, built.tokenizer, built.mesh).held_text
+
+
+def _forgetting(job: Job, built: Built, plan: Any, state: jp.State) -> dict[str, Any] | None:
+    forward = model.bound(plan, built.model, built.tokenizer)
+    ids = forget.tokens(job.text, built.tokenizer)
+    return forget.measure(job.text, ids, forward, state, built.params, built.model)
+
+
+def _base(job: Job, stop: Stop) -> None:
+    """The bare base: the questions, and the text of forgetting."""
+    del stop
+    built = model.setup(job.config, fresh=False)
+    none = jp.State({}, {})
+    found = results.measure(
+        _probe(job.config, _held(job.config, built)), job.config, built, {}, none
+    )
+    frozen = sum(x.size for x in jax.tree.leaves(built.params))
+    _write(job, {'after': found, 'forget': _forgetting(job, built, {}, none), 'frozen': frozen})
+
+
+def _sweep(job: Job, stop: Stop) -> None:
+    """A short run: its best validation loss, or none where it diverged."""
+    with rundir.claim(job.config) as place:
+        built = model.setup(job.config, fresh=not place.resumed)
+        fed = feed.make(job.config, built.tokenizer, built.mesh)
+        try:
+            outcome = loop.train(job.config, built, fed, place.folder, stop)
+        except FloatingPointError as error:  # what a learning rate too large does
+            return _write(job, {'val_loss': None, 'diverged': str(error)})
+    _check_finished(outcome.finished)
+    _write(job, {'val_loss': outcome.ledger.best_loss, **_speed(outcome.ledger)})
+
+
+def _run(job: Job, stop: Stop) -> None:
+    """A run of train.run in its own folder, and what the table wants to know beside it."""
+    config = job.config
+    with rundir.claim(config) as place:
+        built = model.setup(config, fresh=not place.resumed)
+        fed = feed.make(config, built.tokenizer, built.mesh)
+        print(jp.summary(built.plan, built.state, built.params))
+        try:
+            outcome = loop.train(config, built, fed, place.folder, stop)
+        except FloatingPointError as error:
+            return _write(job, {'diverged': str(error)})
+        _check_finished(outcome.finished)
+        peak = memory.process()
+        built = built._replace(state=outcome.state)
+        _finish(job, built, place.folder, outcome, fed.held_text, _memory(job, built, fed, peak))
+
+
+def _memory(job: Job, built: Built, fed: feed.Feed, peak: int | None) -> dict[str, Any]:
+    return {'program': memory.program(job.config, built, fed), 'process': peak}
+
+
+def _check_finished(finished: bool) -> None:
+    if not finished:
+        raise SystemExit(STOPPED)
+
+
+def _finish(
+    job: Job,
+    built: Built,
+    folder: pathlib.Path,
+    outcome: loop.Outcome,
+    held: Sequence[Any],
+    used: dict[str, Any],
+) -> None:
+    """Evaluates a trained run, writes its results.json and report, and then the job's file."""
+    config, ledger = job.config, outcome.ledger
+    probe = _probe(config, held)
+    if held:  # each seed holds other windows out
+        before = results.before(probe, config, built, folder)
+    else:
+        before = json.loads((job.file.parents[1] / 'base.json').read_text())['after']
+    after = results.after(probe, config, built, folder, outcome)
+    _, state = jp.load_adapter(folder / 'adapter', built.params)
+    forgotten = _forgetting(job, built, built.plan, state)
+    found = results.build(config, jp.count(outcome.state), ledger, before, after)
+    rundir.write_json(folder / 'results.json', found)
+    report.write(folder)
+    own = {'after': after, 'train': found['train'], 'forget': forgotten, 'memory': used}
+    size = sum(file.stat().st_size for file in (folder / 'adapter').iterdir())
+    if held:
+        own['before'] = before
+    _write(job, {**own, **_speed(ledger), 'adapter_bytes': size, 'rank': _rank(config)})
+
+
+def _speed(ledger: loop.Ledger) -> dict[str, Any]:
+    """Seconds an update, the first left out: it waits for the compiler."""
+    rate = ledger.tokens_per_second
+    return {
+        'steps': ledger.step,
+        'seconds_per_step': ledger.tokens / ledger.step / rate if rate else None,
+        'tokens_per_second': rate or None,
+    }
+
+
+def _rank(config: Config) -> int | None:
+    ranks = {given['rank'] for given in config.options.values() if 'rank' in given}
+    return ranks.pop() if len(ranks) == 1 else None
+
+
+def _together(jobs: Sequence[Job]) -> None:
+    """Seeds or learning rates as one program; each member's files are those of a run alone."""
+    config = jobs[0].config
+    built = model.setup(config, fresh=False)
+    examples = feed.examples(config, built.tokenizer)
+    members = [sweep.Member(seed=j.config.optim.seed, lr=j.config.optim.lr) for j in jobs]
+    outcome = sweep.train(config, built, examples, members, on_step=_progress(len(jobs)))
+    for job, run in zip(jobs, outcome.runs, strict=True):
+        if 'not finite' in run.why:
+            _write(job, {'val_loss': None, 'diverged': run.why})
+        elif job.kind == 'sweep':
+            _write(job, {'val_loss': run.ledger.best_loss, **_speed(run.ledger)})
+        elif not job.done:
+            _finish_member(job, built, examples, run)
+
+
+def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run) -> None:
+    """A member's run folder as train.run leaves it, without checkpoints: it is finished."""
+    config = job.config
+    mine = built._replace(plan=model.make_plan(config, built.model, built.params), state=run.state)
+    with rundir.claim(config) as place:
+        loop.save_adapter(place.folder, mine, run.state)
+        lines = [
+            {'step': n, 'loss': float(loss)}
+            | ({'val_loss': run.validation[n]} if n in run.validation else {})
+            for n, loss in enumerate(run.losses, 1)
+        ]
+        text = ''.join(json.dumps(line) + '\n' for line in lines)
+        (place.folder / 'metrics.jsonl').write_text(text)
+        outcome = loop.Outcome(run.state, run.ledger, True)
+        fed = feed.from_examples(config, examples, built.mesh)
+        used = _memory(job, mine, fed, None)  # of this run alone; the process held all of them
+        _finish(job, mine, place.folder, outcome, _held(config, mine), used)
+
+
+def _progress(members: int) -> Callable[[int, Any], None]:
+    def show(number: int, losses: Any) -> None:
+        mean = sum(losses.values()) / max(len(losses), 1)
+        print(f'step {number}: {len(losses)} of {members}, mean loss {mean:.4f}', flush=True)
+
+    return show
+
+
+if __name__ == '__main__':
+    sys.exit(main())

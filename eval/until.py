@@ -1,0 +1,164 @@
+"""Generation until a text says stop: the loop returns to the host every few tokens to look.
+
+A stop string is no token, so no compiled loop can see it. `eval.decode` would write all the tokens
+allowed; here the rows of a batch are read after every CHUNK tokens, and the batch ends when each
+has ended.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eval import batches, placement
+from eval.decode import history_of
+from eval.prefill import prefill, prefix_cache, step
+from eval.sampling import GREEDY, Sampling, check, draws, pick
+
+CHUNK = 16  # tokens between two looks at the text
+
+
+def generate(
+    forward: Callable,
+    state: Any,
+    params: Any,
+    model: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    new_tokens: int,
+    eos: Sequence[int],
+    stopped: Callable[[np.ndarray], bool],
+    batch: int = 16,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    advance: Callable[[int], Any] = lambda rows: None,
+) -> list[np.ndarray]:
+    """Continues every prompt until an end token, until `stopped`, or for `new_tokens`.
+
+    Args:
+      forward: `jp.bind(plan, model.apply)`.
+      state: the adapter.
+      params: the base.
+      model: the Linen module (for its cache).
+      prompts: token arrays; with `new_tokens` more each fits the model's positions.
+      new_tokens: the most tokens that a row gets.
+      eos: the tokens that end a row, at least one.
+      stopped: whether a row's new tokens hold a reason to stop; asked every CHUNK tokens.
+      batch: rows a batch; changes speed only.
+      sampling: greedy unless it says otherwise.
+      seed: of the samples; what a row draws depends on its number, not on its batch.
+      advance: called with the rows done after each batch.
+
+    Returns:
+      The new tokens of each prompt, int32, without the end token and what follows it; a row that
+      `stopped` may hold up to CHUNK - 1 tokens after the reason.
+
+    Raises:
+      ValueError: for sampling settings out of range, or a prompt that does not fit.
+    """
+    check(sampling)
+    longest = model.config.max_positions - new_tokens + 1  # the last token is never fed back
+    if new_tokens < 1 or max(map(len, prompts)) > longest:
+        raise ValueError(
+            f'{new_tokens} new tokens leave room for prompts of {longest} tokens in '
+            f'{model.config.max_positions} positions, the longest has {max(map(len, prompts))}'
+        )
+    place, size, multiple = placement.rows(params, batch)
+    share = not sampling.needs_history  # whose n-grams must not meet padding after the prefix
+    price = batches.compile_price(params)
+    start, made = batches.make(
+        prompts, size, share=share, multiple=multiple, longest=longest, price=price
+    )
+    prefix = prefix_cache(forward, model, state, params, start)
+    ends = np.asarray(eos, np.int32)
+    out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
+    for part in made:
+        drawn = np.stack([draws(seed, row, new_tokens) for row in part.rows])
+        arrays = place(part.tokens, part.lengths, drawn[:, 0])
+        begun = _begin(
+            forward, model, state, params, prefix, *arrays, new_tokens=new_tokens, sampling=sampling
+        )
+        more = functools.partial(_more, forward, state, params, ends=ends, sampling=sampling)
+        rows = _until(begun, more, place, drawn, ends, stopped, len(part.numbers))
+        for i, row in zip(part.numbers, rows, strict=False):
+            out[i] = row
+        advance(len(part.numbers))
+    return out
+
+
+def _until(begun, more, place, drawn, ends, stopped, real: int) -> list[np.ndarray]:
+    """The host's loop over one batch; the rows after the first `real` only fill it."""
+    token, carry = begun
+    new_tokens = drawn.shape[1]
+    out = np.asarray(token)[:, None]  # [B, tokens so far]
+    done = np.isin(out[:, 0], ends)
+    done[real:] = True
+    while out.shape[1] < new_tokens and not done.all():
+        at = out.shape[1]
+        steps = min(CHUNK, new_tokens - at)
+        slots = np.zeros((len(drawn), CHUNK), np.float32)
+        slots[:, :steps] = drawn[:, at : at + steps]
+        last, where, flags = place(out[:, -1], slots, done)
+        written, carry = more(carry, last, where, flags, np.int32(at), np.int32(steps))
+        out = np.concatenate([out, np.asarray(written)[:, :steps]], axis=1)
+        for b in np.flatnonzero(~done):
+            row = _cut(out[b], ends)
+            done[b] = len(row) < out.shape[1] or stopped(row)
+    return [_cut(row, ends) for row in out]
+
+
+def _cut(row: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """A row up to its first end token."""
+    hit = np.isin(row, ends)
+    return row[: int(hit.argmax())] if hit.any() else row
+
+
+@functools.partial(jax.jit, static_argnames=('forward', 'model', 'new_tokens', 'sampling'))
+def _begin(forward, model, state, params, prefix, tokens, lengths, drawn, *, new_tokens, sampling):
+    """Prefill and the first token [B]; then (cache, int32 [B] next position, history)."""
+    run = functools.partial(forward, state, {'params': params})
+    logits, cache, start = prefill(run, model, prefix, tokens, lengths, new_tokens - 1)
+    history = history_of(tokens, lengths, new_tokens) if sampling.needs_history else None
+    return pick(logits, sampling, drawn, history), (cache, start, history)
+
+
+@functools.partial(jax.jit, static_argnames=('forward', 'sampling'))
+def _more(forward, state, params, carry, last, drawn, done, at, steps, *, ends, sampling):
+    """At most `steps` tokens more: (int32 [B, CHUNK], carry).
+
+    Args:
+      forward: static.
+      state: adapter.
+      params: base.
+      carry: (cache, start, history), what `_begin` or this gave.
+      last: int32 [B], the token written last.
+      drawn: float32 [B, CHUNK], what the rows sample by.
+      done: bool [B], rows that have ended; they go on with `ends[0]`.
+      at: int32, tokens written so far.
+      steps: int32, how many more.
+      ends: int32 [E], the end tokens.
+      sampling: static.
+    """
+    run = functools.partial(forward, state, {'params': params})
+    cache, start, history = carry
+    out = jnp.full(drawn.shape, ends[0], jnp.int32)
+
+    def going(carry):
+        i, _, _, _, done, _ = carry
+        return (i < steps) & ~jnp.all(done)
+
+    def body(carry):
+        i, cache, last, out, done, history = carry
+        logits, cache = step(run, cache, last, start + at + i - 1)
+        history = history.push(last) if history is not None else None
+        token = pick(logits, sampling, drawn[:, i], history)
+        token = jnp.where(done, ends[0], token)
+        ended = (token[:, None] == ends[None, :]).any(axis=1)
+        return i + 1, cache, token, out.at[:, i].set(token), done | ended, history
+
+    begun = (jnp.int32(0), cache, last, out, done, history)
+    _, cache, _, out, _, history = jax.lax.while_loop(going, body, begun)
+    return out, (cache, start, history)
