@@ -29,7 +29,7 @@ def write(run: RunData) -> list[pathlib.Path]:
     return made
 
 
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1):
     """(figure, axes [rows, columns]) without the global state of pyplot."""
     from matplotlib.figure import Figure
 
@@ -37,7 +37,7 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _bare(axis) -> None:
+def bare(axis) -> None:
     axis.spines[['top', 'right']].set_visible(False)
     axis.set_axisbelow(True)
 
@@ -48,7 +48,7 @@ def loss(run: RunData):
     if not steps:
         return None
     held = [(m['step'], m['val_loss']) for m in run.metrics if 'val_loss' in m]
-    figure, ((axis,),) = _figure(6.4, 3.6)
+    figure, ((axis,),) = new_figure(6.4, 3.6)
     marker = 'o' if len(steps) == 1 else ''
     axis.plot(*zip(*steps, strict=True), color=BLUE, lw=1.3, marker=marker, label='training')
     if held:
@@ -60,7 +60,7 @@ def loss(run: RunData):
     axis.set(xlabel='step', ylabel=f'loss per {what}')
     axis.grid(axis='y', color=GREY, lw=0.5, alpha=0.6)
     axis.legend(frameon=False)
-    _bare(axis)
+    bare(axis)
     return figure
 
 
@@ -76,7 +76,7 @@ def accuracy(run: RunData):
     if not panels:
         return None
     tasks = max(len(evals[0]['tasks']) for evals in panels.values())
-    figure, axes = _figure(max(4.5, 1.0 + 0.95 * (tasks + 1)), 3.2 * len(panels), len(panels))
+    figure, axes = new_figure(max(4.5, 1.0 + 0.95 * (tasks + 1)), 3.2 * len(panels), len(panels))
     for axis, (name, evals) in zip(axes[:, 0], panels.items(), strict=True):
         _panel(axis, evals, labels[-len(evals) :])
         axis.set_title(name, loc='left', fontsize=10, fontweight='bold')
@@ -117,7 +117,7 @@ def _panel(axis, evals: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> N
     axis.set_ylabel('accuracy in %', fontsize=9)
     axis.set_ylim(0, 100)
     axis.grid(axis='y', color=GREY, lw=0.5, alpha=0.6)
-    _bare(axis)
+    bare(axis)
 
 
 def gate_sigma(run: RunData):
@@ -128,7 +128,7 @@ def gate_sigma(run: RunData):
         return None
     layers = max(rows.shape[0] for leaves in found.values() for rows in leaves.values())
     height = min(4.0, max(1.5, 0.16 * layers + 0.9))
-    figure, axes = _figure(
+    figure, axes = new_figure(
         max(4.8, 1.4 + 2.1 * len(found)), height * len(kinds), len(kinds), len(found)
     )
     titles = {'gate': 'sigmoid(gate)', 'sigma': 'sigma'}

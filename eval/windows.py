@@ -22,9 +22,10 @@ import numpy as np
 
 from eval import placement
 from eval.bar import rows_bar
-from train import batching, packing
+from train import packing
 from train.encoding import Example
 from train.packing import Shape
+from train.shapes import Block, choose_shape
 from train.windows import check, cut
 
 TENTHS = 10
@@ -219,6 +220,10 @@ def _shape(examples: Sequence[Example], size: int, multiple: int) -> Shape:
     lengths.flat[: len(examples)] = [len(e.tokens) for e in examples]
     labels.flat[: len(examples)] = [int(e.labelled.sum()) for e in examples]
     longest = int(lengths.max())
-    return batching.choose_shape(
-        [(lengths, labels)], longest, packing=True, max_length=longest, row_multiple=multiple
+    return choose_shape(
+        [Block(lengths, labels, np.zeros_like(lengths))],
+        longest,
+        packing=True,
+        max_length=longest,
+        row_multiple=multiple,
     )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxpeft as jp
-from eval.structured import study
+from eval.structured.runs import Settings
 from eval.structured.task import Hidden, Part, Task, part
 from tests import models_tiny
 
@@ -59,7 +59,7 @@ def task(train=1600) -> Task:
     return Task('toy', encoder, *parts, shuffled=('ids',), hide=hide, accuracy=True)
 
 
-SETTINGS = study.Settings(
+SETTINGS = Settings(
     methods=('lora', 'hylorada_v2', 'hylorada_v2_shuffled'),
     rank=8,
     seeds=2,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import pallas
 from jax.sharding import AxisType, PartitionSpec
 
 from tests import train_tiny
@@ -129,6 +130,30 @@ def test_counting_follows_scans_and_drops_what_nothing_uses():
     assert flops.count(jax.make_jaxpr(f)(w, x)) == 5 * 2 * 2 * 4 * 4
 
 
+def test_counting_looks_into_kernels_and_takes_every_device():
+    mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
+
+    def kernel(a, out):
+        out[...] = a[...] @ a[...]
+
+    def local(a):  # [2, 8, 8] on each device of x
+        block = pallas.BlockSpec((None, 8, 8), lambda i: (i, 0, 0))
+        call = pallas.pallas_call(
+            kernel, grid=(2,), in_specs=[block], out_specs=block, interpret=True,
+            out_shape=jax.ShapeDtypeStruct(a.shape, a.dtype),
+        )  # fmt: skip
+        return call(a) @ jnp.ones((8, 3))
+
+    spec = PartitionSpec('x')
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=spec, out_specs=spec, axis_names={'x'}, check_vma=False
+    )
+    traced = jax.make_jaxpr(jax.jit(mapped))(jnp.ones((8, 8, 8)))
+    inside, outside = 8 * 2 * 8 * 8 * 8, 8 * 2 * 8 * 3 * 8
+    assert flops.count(traced, kernels_only=True) == inside
+    assert flops.count(traced) == inside + outside
+
+
 def test_collectives_of_a_compiled_loop_are_found_with_their_bytes():
     mesh = jax.make_mesh((4, 2), ('x', 'y'), axis_types=(AxisType.Auto,) * 2)
 
@@ -179,7 +204,8 @@ def test_one_device_does_it_all_and_sends_nothing(tiny):
 
 
 # What libtpu writes, cut down: a loop whose trips are in its condition, a reduce-scatter as a
-# fusion, one gather in the three pieces of an asynchronous chain, batches as dilated windows.
+# fusion, one gather in the three pieces of an asynchronous chain, batches as dilated windows, a
+# kernel whose metadata goes over several lines.
 TPU = """HloModule jit_update, is_scheduled=true
 
 %all-reduce-scatter.1 (input: f32[32,128]) -> f32[4,128] {
@@ -214,7 +240,9 @@ TPU = """HloModule jit_update, is_scheduled=true
   %k = bf16[32,128]{1,0} fusion(%h), kind=kCustom, calls=%piece.2
   %plain = f32[32,32]{1,0} convolution(%g, %k), dim_labels=bf_oi->bf
   %q = bf16[16,8,128]{2,1,0} custom-call(%g)
-  %v = bf16[16,8,128]{2,1,0} custom-call(%k)
+  %v = bf16[16,8,128]{2,1,0} custom-call(%k), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[32,128]{1,0}}, frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\\"block_q\\": 256}"
+}}, metadata={op_name="jit(update)/while/body"}
   %batched = f32[16,8,8]{2,1,0} convolution(%q, %v), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0oi->0bf
   ROOT %t = (s32[], f32[32,128]{1,0}) tuple(%c, %x)
 }
@@ -243,6 +271,7 @@ def test_the_forms_of_a_tpu_program():
         },
     }
     assert traffic.matmul_flops(visits) == 24 * (2 * 32 * 32 * 128 + 2 * 16 * 8 * 8 * 128)
+    assert traffic.kernel_runs(visits) == 24
     # A loop that counts from elsewhere, and one that says nothing.
     assert walked(TPU.replace('constant(0)', 'constant(4)'), 'custom-call') == 20
     assert walked(TPU.replace('direction=LT', 'direction=NE'), 'custom-call') == 1
@@ -402,3 +431,23 @@ def test_a_tpu_topology(tiny, configuration, tmp_path, capsys):
     assert refused['fits'] is False
     assert refused['memory']['total'] > refused['memory']['limit'] == 15.75 * 2**30
     assert 'does not fit: ' in report.table(refused)
+
+
+def test_the_attention_kernel_is_in_the_program_of_a_tpu(tiny, configuration):
+    """The update of `train.run` as it is compiled for the chips: of packed rows, on a mesh."""
+    pytest.importorskip('libtpu', reason="compiles for a TPU: needs pip install 'jaxpeft[tpu]'")
+    place = target.find('v5e:2x4')
+    found = {}
+    for how in ('auto', 'plain'):
+        argv = ('--max_length=128', '--dtype=bfloat16', f'--attention={how}')
+        config = train_tiny.config(tiny, f'--mesh={MESH}', '--method=lora', *argv)
+        found[how] = preflight.run(program.prepare(config, place), place, batch=8)
+    auto, plain = found['auto'], found['plain']
+    assert (plain['kernel_runs'], plain['flops']['kernels']) == (0, 0)
+    # Forward and backward, in each of two branches: a global layer and a local one take turns.
+    assert auto['kernel_runs'] == 2 * 2 * LAYERS
+    # Scores, and the mean of values; backward the scores again, and four more products.
+    tokens = 8 * 128
+    assert auto['flops']['kernels'] == LAYERS * 14 * tokens * 128 * HIDDEN
+    assert 0.99 < auto['chip_share'] < 1.3
+    assert auto['memory']['temporaries'] < plain['memory']['temporaries']

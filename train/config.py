@@ -118,6 +118,9 @@ class Data:
     into windows of so many, and loses nothing."""
     packing: bool = True
     """Several examples in one row, each blind to the others; the updates hold the same examples."""
+    share_prefix: bool = True
+    """Of --packing: what the prompts begin with stands once a row instead of once an example. Loss
+    and gradients are the same. Off by itself where a method, a window or a kernel rules it out."""
     skip_bad_rows: bool = False
     """Leave malformed rows out, counted and reported, instead of stopping at the first."""
     val_size: int = 120

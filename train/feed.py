@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from train import data, texts
+from train import data, sharing, texts
 from train import mesh as meshes
 from train.batching import Batcher
 from train.config import Config
@@ -21,7 +21,8 @@ class Fed(NamedTuple):
     Attributes:
       arrays: on the devices, micro-batches in front.
       rows: numbers of the data set's rows [G, batch].
-      tokens, examples: how many there are, padding left out.
+      tokens, examples: how many there are, padding left out; a token that examples share in a row
+        counts once for each of them, as in the data.
     """
 
     arrays: dict[str, jax.Array]
@@ -67,7 +68,7 @@ class Feed(NamedTuple):
         return Fed(
             arrays=meshes.put(self.mesh, arrays, axis=1),
             rows=batch['rows'],
-            tokens=int((batch['segment_ids'] != 0).sum()),
+            tokens=self.batcher.tokens(step),
             examples=int((batch['rows'] >= 0).sum()),
         )
 
@@ -129,10 +130,11 @@ def describe(feed: Feed) -> str:
     """One line on the amount of data and how it is batched."""
     batcher = feed.batcher
     shape = batcher.shape
+    once = f'; the {shape.shared} tokens that prompts begin with stand once a row'
     return (
         f'{len(batcher.examples):,} rows to train on; {feed.steps:,} updates of {batcher.update} '
         f'examples in micro-batches of {shape.rows} x {shape.width} tokens, '
-        f'{100 * batcher.occupancy:.0f} % of them used'
+        f'{100 * batcher.occupancy:.0f} % of them used' + (once if shape.shared else '')
     )
 
 
@@ -154,6 +156,7 @@ def batchers(config: Config, examples: list, mesh: Mesh) -> tuple[Batcher, Batch
         'packing': config.data.packing,
         'max_length': config.data.max_length,
         'row_multiple': meshes.row_multiple(mesh),
+        **sharing.layout(config, examples, mesh)._asdict(),
     }
     batcher = Batcher(
         training,

@@ -26,8 +26,9 @@ def lm_loss(
       state: the adapter.
       params: the base's parameters.
       batch: `tokens`, `positions`, `segment_ids` [R, T] int32; `select`, `labels` [N] int32 (flat
-        positions before the labelled tokens); `weights` [N] float32, 0 for padding; and `side`
-        where the adapters are told more than the tokens, as `forward` takes it.
+        positions before the labelled tokens); `weights` [N] float32, 0 for padding; `shared` where
+        examples share tokens (see `train.packing.fill`); and `side` where the adapters are told
+        more than the tokens, as `forward` takes it.
       dropout_key: None means no dropout.
 
     Returns:
@@ -42,7 +43,7 @@ def lm_loss(
         segment_ids=batch['segment_ids'],
         select=batch['select'],
         labels=batch['labels'],
-        packed=True,  # `train.packing` lays every example out as one run; positions count from 0
+        packed='shared' not in batch,  # then `train.packing` lays out every example as one run
         dropout_key=dropout_key,
         **side,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.bench.context import Context, config_of
+from eval.bench.context import Context, base_folder, config_of
 from eval.questions import Question, build
 from train import benchmarks, data
 from train.batching import Batcher
@@ -68,8 +68,17 @@ def batcher(context: Context) -> Batcher:
 
 
 def packed(context: Context) -> Callable[[int], dict[str, np.ndarray]]:
-    """Our batches: several examples a row, labels apart."""
-    made = batcher(context)
+    """Our batches of the same examples, made as `train.run` makes them: packed, labels apart."""
+    from train import config, feed, mesh
+
+    plain = batcher(context)
+    setting = config.Config(
+        adapter=config.Adapter(method='lora'),  # of methods on kernels none makes a difference
+        model=config.Model(model_name=str(base_folder(context))),
+        data=config.Data(max_length=MAX_LENGTH, val_size=0),
+        optim=config.Optim(batch=plain.batch, max_steps=plain.steps, seed=plain.seed),
+    )
+    made, _ = feed.batchers(setting, list(plain.examples), mesh.make('1,1,1'))
     return lambda step: {name: x for name, x in made.at(step).items() if name != 'rows'}
 
 

@@ -15,6 +15,7 @@ from eval.compare import entries, figures, jobs, match, plots, run, table
 from eval.compare.entries import BASE, Entry
 from eval.compare.forget import Text
 from eval.compare.jobs import Job, Setting
+from eval.compare.match import Found
 from jaxpeft.near import nearest
 from train import cli, errors, rundir
 from train.config import Config
@@ -66,9 +67,7 @@ class Args:
     forget_stride: int = 256
     """New tokens in a window of it."""
     together: Literal['auto', 'yes', 'no'] = 'auto'
-    """Train the rates, and the seeds, of a method as one program (train.sweep). It needs the memory
-    of all of them at once and cannot be resumed within; auto: not on CPU, where it saves little but
-    compilation, yes on accelerators."""
+    """Train the rates, and the seeds, of a method as one program (train.sweep)."""
     out_dir: str = 'compare'
     """Folder of the figures: JSON a run, compare.md, plots. Small, without weights."""
     work_dir: str = ''
@@ -99,14 +98,17 @@ def _program(argv: Sequence[str]) -> None:
     # Jobs are processes of their own; this one only counts shapes, and leaves the accelerator to
     # them.
     jax.config.update('jax_platforms', 'cpu')
-    setting = _setting(args, rest)
-    found = [(entry, jobs.resolve(setting, entry)) for entry in _entries(args, setting)]
-    found, matched = _matched(args, found)
+    embedded = cli.parse([*rest, '--method=lora'])[0].model.model_name == 'embedded'
+    setting = _setting(args, rest, embedded)
+    found = [(entry, jobs.resolve(setting, entry)) for entry in _entries(args, embedded)]
+    matched = ''
+    if args.match == 'params':
+        found, matched = match.equalise(found, args.match_to)
     with _claimed(setting.out):
         _compare(args, setting, found, matched)
 
 
-def _setting(args: Args, rest: Sequence[str]) -> Setting:
+def _setting(args: Args, rest: Sequence[str], embedded: bool) -> Setting:
     """Checks what the flags say by themselves."""
     for flag, least in (('sweep_rows', 0), ('r_ab', 0), ('forget_tokens', 2)):
         if getattr(args, flag) < least:
@@ -114,7 +116,6 @@ def _setting(args: Args, rest: Sequence[str]) -> Setting:
     if args.forget_text and not pathlib.Path(args.forget_text).is_file():
         raise FileNotFoundError(f'--forget_text names a file; there is no {args.forget_text}')
     out = pathlib.Path(args.out_dir)
-    embedded = cli.parse([*rest, '--method=lora'])[0].model.model_name == 'embedded'
     text = Text(
         args.forget_text or ('embedded' if embedded else ''),
         args.forget_tokens, args.forget_window, args.forget_stride,
@@ -123,8 +124,7 @@ def _setting(args: Args, rest: Sequence[str]) -> Setting:
     return Setting(tuple(rest), out, work, args.r_ab, args.sweep_rows, text)
 
 
-def _entries(args: Args, setting: Setting) -> list[Entry]:
-    embedded = setting.text.file == 'embedded'
+def _entries(args: Args, embedded: bool) -> list[Entry]:
     found = entries.parse(
         args.methods, args.seeds, args.seeds_of, args.lrs, args.lrs_of, embedded=embedded
     )
@@ -133,36 +133,6 @@ def _entries(args: Args, setting: Setting) -> list[Entry]:
         if label not in labels:
             raise ValueError(f'--only {label!r} is none of --methods; {nearest(label, labels)}')
     return found
-
-
-Found = list[tuple[Entry, Config]]
-
-
-def _matched(args: Args, found: Found) -> tuple[Found, str]:
-    """The entries at ranks of equal counts, and the sentence that says so."""
-    if args.match == 'none':
-        return found, ''
-    labels = [entry.label for entry, config in found if match.ranked(config)]
-    reference = args.match_to or (labels[0] if labels else '')
-    if reference not in labels:
-        raise ValueError(
-            f'--match params needs a method with a rank as reference, got {reference!r}; '
-            f'{nearest(reference, labels) if labels else "none of --methods has one"}'
-        )
-    theirs = next(config for entry, config in found if entry.label == reference)
-    count = match.Counter(theirs)
-    target = count(theirs)
-    out = [
-        (entry, config)
-        if not match.ranked(config) or entry.label == reference
-        else (entry, match.with_rank(config, match.rank_for(config, target, count)))
-        for entry, config in found
-    ]
-    rank = next(iter(theirs.options.values()))['rank']
-    return out, (
-        f"Each method's rank is the one that trains nearest to the {target:,} numbers of "
-        f'`{reference}` at rank {rank}; `full` and `none` have no rank.'
-    )
 
 
 @contextlib.contextmanager
@@ -180,33 +150,26 @@ def _claimed(folder: pathlib.Path) -> Iterator[None]:
 
 def _compare(args: Args, setting: Setting, found: Found, matched: str) -> None:
     """Does what is not done, and writes the table after each step of it."""
-    base = jobs.base_job(setting, next(c for e, c in found if e.method != BASE))
-    sweeps = {e.label: jobs.sweep_jobs(setting, e, c) for e, c in found if e.method != BASE}
-    wanted = [e.label for e, _ in found if not args.only or e.label in args.only]
-
-    def write() -> None:
-        _write(setting, found, base, sweeps, matched)
-
+    trained = [(entry, config) for entry, config in found if entry.method != BASE]
+    base = jobs.base_job(setting, trained[0][1])
+    sweeps = {entry.label: jobs.sweep_jobs(setting, entry, config) for entry, config in trained}
     if args.table_only:
-        _check_begun(base, setting)
-        return write()
-    runner = run.Runner(setting.work, args.together)
-    total = 1 + sum(
-        e.seeds + len(sweeps[e.label]) for e, _ in found if e.label in wanted and e.method != BASE
-    )
-    tally = run.Tally(total)
-    runner.do([base], tally)
-    for label in wanted:
-        runner.do(sweeps.get(label, []), tally)
-    plan = {
-        e.label: _runs(setting, e, c, sweeps[e.label])
-        for e, c in found
-        if e.label in wanted and e.method != BASE
-    }
-    for group in runner.ordered(list(plan.values())):
-        runner.do(group, tally)
-        write()
-    write()
+        if not base.done:
+            raise ValueError(f'--table_only: {setting.out} holds no finished base.json yet')
+    else:
+        wanted = [pair for pair in trained if not args.only or pair[0].label in args.only]
+        runner = run.Runner(setting.work, args.together)
+        tally = run.Tally(1 + sum(e.seeds + len(sweeps[e.label]) for e, _ in wanted))
+        runner.do([base], tally)
+        for entry, _ in wanted:
+            runner.do(sweeps[entry.label], tally)
+        plan = [_runs(setting, e, c, sweeps[e.label]) for e, c in wanted]
+        for group in runner.ordered(plan):
+            if runner.do(group, tally):
+                _write(setting, found, base, sweeps, matched)
+    lines = _write(setting, found, base, sweeps, matched)
+    table.show(lines)
+    print(setting.out / 'compare.md')
 
 
 def _runs(setting: Setting, entry: Entry, config: Config, sweep: Sequence[Job]) -> list[Job]:
@@ -217,27 +180,19 @@ def _runs(setting: Setting, entry: Entry, config: Config, sweep: Sequence[Job]) 
     return [] if rate is None else jobs.run_jobs(setting, entry, config, rate)
 
 
-def _check_begun(base: Job, setting: Setting) -> None:
-    if not base.done:
-        raise ValueError(f'--table_only: {setting.out} holds no finished base.json yet')
-
-
 def _write(
     setting: Setting, found: Found, base: Job, sweeps: dict[str, list[Job]], matched: str
-) -> None:
-    """compare.md, compare.json and the plots, of what is finished."""
+) -> list[figures.Line]:
+    """Writes compare.md, compare.json and the plots, of what is finished; the table's lines."""
     lines = []
     for entry, config in found:
         sweep = sweeps.get(entry.label, [])
         runs = [] if entry.method == BASE else _runs(setting, entry, config, sweep)
         lines.append(figures.line(entry, sweep, runs, base.found()))
     names = plots.write(lines, setting.out / 'plots')
-    page = table.render(lines, sweeps, matched, names)
-    file = setting.out / 'compare.md'
-    file.write_text(page)
+    (setting.out / 'compare.md').write_text(table.render(lines, sweeps, matched, names))
     rundir.write_json(setting.out / 'compare.json', figures.summary(lines))
-    print(page.split('\n## Tasks')[0] if '## Tasks' in page else page)
-    print(file)
+    return lines
 
 
 if __name__ == '__main__':

@@ -49,11 +49,13 @@ class Axis(NamedTuple):
 AXES = {
     'accuracy': Axis('accuracy in %, mean of the tasks', +1),
     'perplexity': Axis('perplexity of held-out text', -1),
+    'validation': Axis('validation loss', -1),
     'forgetting': Axis('forgetting: perplexity of other text', -1),
     'trained': Axis('trained numbers', -1, log=True),
     'seconds': Axis('seconds a step', -1),
     'memory': Axis('memory of an update in MB', -1),
 }
+QUALITIES = ('accuracy', 'perplexity', 'validation')  # the first that was measured
 MB = 1e6
 
 
@@ -103,8 +105,8 @@ def _of_run(run: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def quality(lines: Sequence[Line]) -> str:
-    """The axis of task quality: 'accuracy', or 'perplexity' for plain text."""
-    return 'accuracy' if any('accuracy' in one.values for one in lines) else 'perplexity'
+    """The axis of task quality: accuracy, of plain text perplexity, else the validation loss."""
+    return next((n for n in QUALITIES if any(n in one.values for one in lines)), QUALITIES[-1])
 
 
 def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, float] | None] | None:

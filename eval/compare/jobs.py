@@ -23,7 +23,15 @@ from train import config as configs
 from train.config import Config
 
 PATHS = ('model_name', 'dataset')  # known by their names alone
-OWN = ('seed', 'run_dir', 'resume', 'out', 'method', 'traceback', 'wandb', 'r_ab')  # compare's own
+OWN = {
+    'method': 'give --methods',
+    'seed': 'give --seeds N',
+    'lr': 'give --lrs',
+    'run_dir': 'give --out_dir',
+    'resume': 'what is finished is always kept',
+    'out': 'give --out_dir',
+    'wandb': 'start that run with train.run',
+}  # flags of train.run that a comparison sets for each run
 
 
 class Job(NamedTuple):
@@ -102,12 +110,9 @@ def check_flags(flags: Sequence[str]) -> None:
     Raises:
       ValueError: naming it and what to give instead.
     """
-    instead = {'seed': '--seeds N', 'lr': '--lrs', 'method': '--methods', 'run_dir': '--out_dir'}
-    given = [f[2:].split('=')[0].replace('-', '_') for f in flags if f.startswith('--')]
-    for name in (*OWN, 'lr'):
-        if name in given and name != 'r_ab':
-            hint = f'; give {instead[name]}' if name in instead else ''
-            raise ValueError(f'--{name} is what eval.compare sets for each run{hint}')
+    for name, instead in OWN.items():
+        if _given(flags, name):
+            raise ValueError(f'--{name} is what eval.compare sets for each run; {instead}')
 
 
 def resolve(setting: Setting, entry: Entry) -> Config:
@@ -115,7 +120,7 @@ def resolve(setting: Setting, entry: Entry) -> Config:
 
     The untrained base has none of its own, and gets that of a method.
     """
-    defaults = () if _given(setting.flags, 'eval_decodings') else ('--eval_decodings=loglik',)
+    defaults = [] if _given(setting.flags, 'eval_decodings') else ['--eval_decodings=loglik']
     method = 'lora' if entry.method == BASE else entry.method
     config, _ = cli.parse([*defaults, *setting.flags, f'--method={method}', *entry.flags])
     own_rank = any('rank=' in flag or 'r_ab' in flag for flag in entry.flags)

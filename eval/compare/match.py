@@ -7,12 +7,49 @@ from typing import Any
 import jax
 
 import jaxpeft as jp
+from eval.compare.entries import BASE, Entry
+from jaxpeft.near import nearest
 from train import model as models
 from train import options
 from train.config import Config
 
 PROBES = (2, 4)  # even, since an orthogonal start needs an even rank
 NEAR = 3  # ranks tried on either side of what the two probes say
+
+
+Found = list[tuple[Entry, Config]]  # the entries with their configurations
+
+
+def equalise(found: Found, reference: str = '') -> tuple[Found, str]:
+    """The entries at ranks of equal counts, and the sentence that says so.
+
+    Args:
+      found: all entries; those without a rank stay as they are.
+      reference: the label that gives the count; '' for the first with a rank.
+
+    Raises:
+      ValueError: where the reference has no rank, or an entry's rank cannot be found.
+    """
+    ranks = {e.label: c for e, c in found if e.method != BASE and ranked(c)}
+    reference = reference or next(iter(ranks), '')
+    if reference not in ranks:
+        there = nearest(reference, list(ranks)) if ranks else 'none of --methods has one'
+        raise ValueError(
+            f'--match params needs a method with a rank as reference, got {reference!r}; {there}'
+        )
+    theirs = ranks[reference]
+    count = Counter(theirs)
+    target = count(theirs)
+    out = []
+    for entry, config in found:
+        if entry.label in ranks and entry.label != reference:
+            config = with_rank(config, rank_for(config, target, count))
+        out.append((entry, config))
+    rank = theirs.options[ranked(theirs)[0]]['rank']
+    return out, (
+        f"Each method's rank is the one that trains nearest to the {target:,} numbers of "
+        f'`{reference}` at rank {rank}; methods without a rank are as they are.'
+    )
 
 
 class Counter:

@@ -6,12 +6,13 @@ process   the most that the process ever had resident when training ended: with 
           libraries, what compiling took, and the pages the system had not yet taken back.
 """
 
+import json
 import pathlib
 from typing import Any
 
 import jax
 
-from train import optimizer
+from train import optimizer, rundir
 from train.config import Config
 from train.feed import Feed
 from train.model import Built
@@ -39,6 +40,17 @@ def program(config: Config, built: Built, feed: Feed) -> dict[str, int]:
     outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
     parts = {'arguments': stats.argument_size_in_bytes, 'temporaries': stats.temp_size_in_bytes}
     return {**parts, 'total': sum(parts.values()) + outputs}
+
+
+def kept(file: pathlib.Path) -> int | None:
+    """The larger of `process()` and what the file holds, which is then kept there.
+
+    A second start of a run that was killed after its training would know of its evaluation only.
+    """
+    before = json.loads(file.read_text()) if file.exists() else None
+    found = max((n for n in (before, process()) if n is not None), default=None)
+    rundir.write_json(file, found)
+    return found
 
 
 def process() -> int | None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from eval.compare import figures
 from eval.compare.figures import AXES, Line
-from eval.plots import DPI, GREY, _bare, _figure
+from eval.plots import DPI, GREY, bare, new_figure
 
 COLOURS = (
     '#4c78a8', '#f58518', '#54a24b', '#e45756', '#72b7b2', '#b279a2', '#9d755d', '#eeca3b',
@@ -22,7 +22,7 @@ def write(lines: Sequence[Line], folder: pathlib.Path) -> list[str]:
     matplotlib.use('Agg')
     folder.mkdir(parents=True, exist_ok=True)
     first = figures.quality(lines)
-    names = [first, *(name for name in AXES if name not in ('accuracy', 'perplexity'))]
+    names = [first, *(name for name in AXES if name not in figures.QUALITIES)]
     made = []
     for y, x in itertools.combinations(names, 2):
         shown = [one for one in lines if one.mean(x) is not None and one.mean(y) is not None]
@@ -42,19 +42,15 @@ def draw(shown: Sequence[Line], x: str, y: str, base: Sequence[Line] = ()):
       x, y: names of axes.
       base: lines without the figure x; their y is drawn as a level (the untrained base).
     """
-    figure, ((axis,),) = _figure(6.6, 4.2)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure, ((axis,),) = new_figure(6.6, 4.2)
     points = [(one.mean(x) or 0.0, one.mean(y) or 0.0) for one in shown]
     kept = figures.front(points, (AXES[x].better, AXES[y].better))
     edge = sorted(points[i] for i in kept)
     axis.plot(*zip(*edge, strict=True), color=GREY, lw=1.4, zorder=1)
     for i, (one, point) in enumerate(zip(shown, points, strict=True)):
-        bars = {
-            side: [[value - low], [high - value]]
-            for side, name, value in (('xerr', x, point[0]), ('yerr', y, point[1]))
-            if (span := one.interval(name)) is not None
-            for low, high in [span]
-            if high > low
-        }
+        bars = {side: _range(one.values[name]) for side, name in (('xerr', x), ('yerr', y))}
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         hollow = {} if i in kept else {'markerfacecolor': 'white'}
         axis.errorbar(
@@ -69,12 +65,25 @@ def draw(shown: Sequence[Line], x: str, y: str, base: Sequence[Line] = ()):
         (y, axis.set_yscale, axis.set_ylabel),
     ):
         means = [one.mean(name) or 0.0 for one in shown]
-        if AXES[name].log and max(means) > 10 * min(means) > 0:
+        if AXES[name].log and max(means) > 4 * min(means) > 0:
             scale('log')
+            side = axis.xaxis if name == x else axis.yaxis
+            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            side.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
+            side.set_minor_formatter(NullFormatter())
         arrow = 'more is better' if AXES[name].better > 0 else 'less is better'
         label(f'{AXES[name].title} ({arrow})', fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(color=GREY, lw=0.4, alpha=0.5)
-    figure.legend(loc='outside right upper', frameon=False, fontsize=8)
-    _bare(axis)
+    title = 'filled: none is better\non both axes; bars:\nlowest, highest seed'
+    figure.legend(
+        loc='outside right upper', frameon=False, fontsize=8, title=title, title_fontsize=7
+    )
+    bare(axis)
     return figure
+
+
+def _range(values: Sequence[float]) -> list[list[float]]:
+    """Error bars from the mean to the lowest and the highest seed."""
+    mean = sum(values) / len(values)
+    return [[mean - min(values)], [max(values) - mean]]

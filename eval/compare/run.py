@@ -10,11 +10,15 @@ import time
 from collections.abc import Callable, Sequence
 from types import FrameType
 
+from rich.console import Console
+from rich.text import Text
+
 from eval.compare import worker
 from eval.compare.jobs import Job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 TAIL = 12  # lines of a failed worker's log that are shown
+WIDTH = 80  # characters of a running one's last line
 
 
 class Tally:
@@ -49,12 +53,15 @@ class Runner:
         longest = max((len(own) for own in plan), default=0)
         return [[own[i]] for i in range(longest) for own in plan if i < len(own)]
 
-    def do(self, jobs: Sequence[Job], tally: Tally) -> None:
+    def do(self, jobs: Sequence[Job], tally: Tally) -> bool:
         """Does those of the jobs that are not done, in one process.
 
         Args:
           jobs: of one kind and entry.
           tally: counts them.
+
+        Returns:
+          Whether there was anything to do.
 
         Raises:
           ValueError: for a worker that failed, with the end of its log.
@@ -63,10 +70,11 @@ class Runner:
         left = [job for job in jobs if not job.done]
         tally.done += len(jobs)
         if not left:
-            return
+            return False
         name = left[0].file.stem if len(left) == 1 else f'{left[0].kind}-{left[0].file.stem}'
         file, log = self._work / 'logs' / f'{name}.job.json', self._work / 'logs' / f'{name}.log'
-        task = {'together': self.together, 'jobs': [worker.written(job) for job in left]}
+        given = jobs if self.together else left
+        task = {'together': self.together, 'jobs': [worker.written(job) for job in given]}
         file.write_text(json.dumps(task))
         what = ', '.join(job.file.stem for job in left)
         self._say(f'[{tally.done}/{tally.total}] {left[0].kind}: {what}')
@@ -79,6 +87,7 @@ class Runner:
             end = '\n'.join(log.read_text(errors='replace').splitlines()[-TAIL:])
             raise ValueError(f'{what} failed (exit code {code}); the end of {log}:\n{end}')
         self._say(f'    {time.perf_counter() - began:,.0f} s')
+        return True
 
     def _wait(self, file: pathlib.Path, log: pathlib.Path) -> int:
         """Runs a worker to its end; a SIGTERM of ours is handed on."""
@@ -99,12 +108,25 @@ class Runner:
 
             previous = signal.signal(signal.SIGTERM, stop)
             try:
-                code = process.wait()
+                code = _watched(process, log)
             finally:
                 signal.signal(signal.SIGTERM, previous)
                 if process.poll() is None:
                     process.kill()
         return code
+
+
+def _watched(process: subprocess.Popen, log: pathlib.Path) -> int:
+    """Waits for a worker; on a terminal the last line of its log is shown meanwhile."""
+    console = Console()
+    if not console.is_terminal:
+        return process.wait()
+    with console.status('') as status:
+        while process.poll() is None:
+            lines = log.read_text(errors='replace').splitlines()
+            status.update(Text(lines[-1][-WIDTH:] if lines else ''))
+            time.sleep(1.0)
+    return process.returncode
 
 
 def _accelerated() -> bool:

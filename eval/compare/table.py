@@ -3,11 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.console import Console
+from rich.table import Table
+
 from eval.compare import figures
 from eval.compare.figures import Line
 from eval.compare.jobs import Job
 from eval.report import markdown
-from eval.table import percent
+from eval.table import WIDTH, percent
 
 REFERENCE = 'lora'
 
@@ -67,9 +70,28 @@ def _about(lines: Sequence[Line], matched: str) -> list[str]:
 
 
 def _quality(lines: Sequence[Line]) -> str:
+    note = '\n\n\\* at the edge of the rates that were tried' if any(o.edge for o in lines) else ''
+    return markdown(*_rows(lines)) + note
+
+
+def show(lines: Sequence[Line]) -> None:
+    """Prints the table of quality."""
+    header, rows = _rows(lines)
+    table = Table(title='comparison', title_justify='left')
+    for name in header:
+        table.add_column(name, justify='left' if name == 'method' else 'right')
+    for row in rows:
+        table.add_row(*(cell.replace('`', '') for cell in row))
+    console = Console()
+    console.print(table, width=min(console.width, WIDTH))
+
+
+def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
+    """The table of quality: its header and its rows."""
     axis = figures.quality(lines)
     reference = next((one for one in lines if one.entry.label == REFERENCE), None)
-    title = 'accuracy %' if axis == 'accuracy' else 'perplexity'
+    title = {'accuracy': 'accuracy %', 'validation': 'validation loss'}.get(axis, axis)
+    places = 1 if axis == 'accuracy' else 3
     header = ['method', 'rank', 'trained', 'lr', 'seeds', title]
     header += [f'- {REFERENCE}'] if reference else []
     header += ['other text, ppl']
@@ -81,19 +103,17 @@ def _quality(lines: Sequence[Line]) -> str:
             _number(one.mean('trained'), ',.0f'),
             '-' if one.rate is None else f'{one.rate:g}' + ('*' if one.edge else ''),
             str(len(one.runs)) + (f' ({one.diverged} diverged)' if one.diverged else ''),
-            _with_interval(one, axis, '.1f' if axis == 'accuracy' else '.3f'),
+            _with_interval(one, axis, f'.{places}f'),
         ]
         if reference:
-            row.append(_gap(figures.against(one, reference, axis)))
+            row.append(_gap(figures.against(one, reference, axis), places))
         rows.append([*row, _with_interval(one, 'forgetting', '.3f')])
-    if axis == 'accuracy':
-        first = next((run for one in lines for run in one.runs), None)
-        name = figures.decoding(first) if first else None
-        if first and name:
-            share = percent(first['after'][name]['majority_mean'])
-            rows.append(['commonest label', *[''] * 4, share, *[''] * (len(header) - 6)])
-    note = '\n\n\\* at the edge of the rates that were tried' if any(o.edge for o in lines) else ''
-    return markdown(header, rows) + note
+    first = next((run for one in lines for run in one.runs), None)
+    name = figures.decoding(first) if first else None
+    if first and name:
+        share = percent(first['after'][name]['majority_mean'])
+        rows.append(['commonest label', *[''] * 4, share, *[''] * (len(header) - 6)])
+    return header, rows
 
 
 def _rank(one: Line) -> str:
@@ -113,13 +133,14 @@ def _with_interval(one: Line, axis: str, form: str) -> str:
     return f'{mean:{form}} ({low} to {high})'
 
 
-def _gap(gap: tuple[float, tuple[float, float] | None] | None) -> str:
+def _gap(gap: tuple[float, tuple[float, float] | None] | None, places: int) -> str:
     if gap is None:
         return '-'
     mean, interval = gap
     if interval is None:
-        return f'{mean:+.1f}'
-    return f'{mean:+.1f} ({interval[0]:+.1f} to {interval[1]:+.1f})'
+        return f'{mean:+.{places}f}'
+    low, high = (f'{bound:+.{places}f}' for bound in interval)
+    return f'{mean:+.{places}f} ({low} to {high})'
 
 
 def _cost(lines: Sequence[Line]) -> str:

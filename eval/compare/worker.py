@@ -4,6 +4,7 @@
 so that nothing goes on writing into a run that a second start continues.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from eval.compare.jobs import Job
 from eval.evaluate import evaluate
 from train import config as configs
 from train import data, errors, feed, loop, model, results, rundir, sweep
+from train.checkpoint import exists
 from train.config import Config
 from train.model import Built
 from train.stop import Stop
@@ -36,12 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _program(argv: Sequence[str]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    task = json.loads(pathlib.Path(argv[0]).read_text())
+    perform(json.loads(pathlib.Path(argv[0]).read_text()))
+
+
+def perform(task: dict[str, Any]) -> None:
+    """Does {'jobs': [as `written` gives them], 'together': whether they train as one program}.
+
+    Raises:
+      SystemExit: with STOPPED, after a SIGTERM and a checkpoint.
+    """
     jobs = [read(item) for item in task['jobs']]
     work: dict[str, Callable[..., None]] = {'base': _base, 'sweep': _sweep, 'run': _run}
     with Stop() as stop:
         if task['together'] and len(jobs) > 1:
-            return _together(jobs)
+            return _together(jobs, stop)
         for job in jobs:
             if not job.done:
                 work[job.kind](job, stop)
@@ -125,7 +135,7 @@ def _run(job: Job, stop: Stop) -> None:
         except FloatingPointError as error:
             return _write(job, {'diverged': str(error)})
         _check_finished(outcome.finished)
-        peak = memory.process()
+        peak = memory.kept(place.folder / 'peak.json')
         built = built._replace(state=outcome.state)
         _finish(job, built, place.folder, outcome, fed.held_text, _memory(job, built, fed, peak))
 
@@ -182,20 +192,38 @@ def _rank(config: Config) -> int | None:
     return ranks.pop() if len(ranks) == 1 else None
 
 
-def _together(jobs: Sequence[Job]) -> None:
-    """Seeds or learning rates as one program; each member's files are those of a run alone."""
+def _together(jobs: Sequence[Job], stop: Stop) -> None:
+    """Seeds or learning rates as one program; each member's files are those of a run alone.
+
+    The one program has checkpoints of its own. They are of all its members, so those that are
+    finished take part where it is continued, and are left out where it begins.
+    """
+    if not exists(_folder(jobs) / 'checkpoints'):
+        jobs = [job for job in jobs if not job.done]
     config = jobs[0].config
     built = model.setup(config, fresh=False)
     examples = feed.examples(config, built.tokenizer)
     members = [sweep.Member(seed=j.config.optim.seed, lr=j.config.optim.lr) for j in jobs]
-    outcome = sweep.train(config, built, examples, members, on_step=_progress(len(jobs)))
+    how: dict[str, Any] = {'folder': _folder(jobs), 'stop': stop, 'on_step': _progress(len(jobs))}
+    outcome = sweep.train(config, built, examples, members, **how)
+    _check_finished(outcome.finished)
     for job, run in zip(jobs, outcome.runs, strict=True):
+        if job.done:
+            continue
         if 'not finite' in run.why:
             _write(job, {'val_loss': None, 'diverged': run.why})
         elif job.kind == 'sweep':
             _write(job, {'val_loss': run.ledger.best_loss, **_speed(run.ledger)})
-        elif not job.done:
+        else:
             _finish_member(job, built, examples, run)
+
+
+def _folder(jobs: Sequence[Job]) -> pathlib.Path:
+    """Where the one program of these jobs keeps its checkpoints."""
+    names = '+'.join(job.file.stem for job in jobs)
+    digest = hashlib.sha256(names.encode()).hexdigest()[:8]
+    first = configs.run_dir(jobs[0].config)
+    return first.parent / f'together-{first.name}-{digest}'
 
 
 def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run) -> None:

@@ -4,7 +4,8 @@
     arms:    the methods that are compared, with ranks that give them equal numbers to train
     engine:  the compiled programs of one arm: training (train.step) and measuring
     suffix:  whether a loss changes when the text behind it does
-    study:   learning rates on validation rows, then the seeds; one JSON a finished run
+    runs:    single runs, each a JSON that is made once
+    study:   learning rates on validation rows, then the seeds
     summary: means and intervals over seeds, and what they allow to say
     report:  table, Markdown and plot
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from eval import files
 from eval.structured import arms, report, study, summary
-from eval.structured.study import Settings
+from eval.structured.runs import Settings
 from eval.structured.task import Task, digest
 from train import results, rundir
 

@@ -21,7 +21,10 @@ def markdown(found: dict[str, Any], title: str) -> str:
 def sentences(task: dict[str, Any]) -> list[str]:
     """What is said below a table."""
     mismatch = 100 * summary.largest_mismatch(task)
-    first = f'Trained numbers differ by {mismatch:.2f} % at most. Rates chosen on validation rows.'
+    first = (
+        f'Trained numbers differ by {mismatch:.2f} % at most; rates chosen on validation rows; '
+        's/step is the least median of a run.'
+    )
     floor = task['floor']
     least = [f'No model can reach less than {floor:.4f} nats.'] if floor else []
     return [first, *least, *summary.verdicts(task)]
@@ -98,10 +101,6 @@ def plot(found: dict[str, Any], path: pathlib.Path) -> None:
 
 def _panel(axis: Any, task: dict[str, Any]) -> None:
     names = summary.best_to_worst(task)
-    base = task['before']['test']['nll']
-    ends = [*(x for name in names for x in _ends(task['arms'][name]['nll'])), task['floor'] or base]
-    # The base is usually far off: it would squeeze what is compared.
-    near = base <= max(ends) + 3 * (max(ends) - min(ends))
     for place, name in enumerate(names):
         nll = task['arms'][name]['nll']
         colour = ORANGE if name == SHUFFLED else BLUE
@@ -109,21 +108,38 @@ def _panel(axis: Any, task: dict[str, Any]) -> None:
         if nll['interval']:
             axis.hlines(place, *nll['interval'], color=colour, lw=1.4)
         axis.plot(nll['mean'], place, '|', color=DARK, ms=13, mew=1.8)
-    if near:
-        axis.axvline(base, color=GREY, lw=1, ls='--', label='base')
-    if task['floor']:
-        axis.axvline(task['floor'], color=GREY, lw=1, ls=':', label='least possible')
+    ends = [x for name in names for x in _ends(task['arms'][name]['nll'])]
+    marks = {'base': task['before']['test']['nll'], 'least possible': task['floor']}
+    _mark(axis, {k: x for k, x in marks.items() if x is not None}, min(ends), max(ends))
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.set_ylim(len(names) - 0.5, -0.5)
     axis.tick_params(axis='x', labelsize=8)
     axis.grid(axis='x', color=GREY, lw=0.5, alpha=0.4)
     axis.spines[['top', 'right']].set_visible(False)
     axis.set_axisbelow(True)
-    if near or task['floor']:
+
+
+def _mark(axis: Any, marks: dict[str, float], low: float, high: float) -> None:
+    """Lines at the marks that lie near; the others in words: they would squeeze what is compared.
+
+    Args:
+      axis: of the panel.
+      marks: name -> loss.
+      low, high: where the methods' figures end.
+    """
+    reach = high - low
+    far = {name: x for name, x in marks.items() if not low - reach <= x <= high + reach}
+    for name, style in (('base', '--'), ('least possible', ':')):
+        if name in marks and name not in far:
+            axis.axvline(marks[name], color=DARK, lw=1, ls=style, label=name)
+    if len(far) < len(marks):
         axis.legend(frameon=False, fontsize=8, loc='best')
-    else:
-        note = f'base: {base:.3f}, beyond the right edge'
-        axis.annotate(note, (1, 1.02), xycoords='axes fraction', ha='right', fontsize=8, color=GREY)
+    if far:
+        said = '; '.join(f'{name} {x:.3f}' for name, x in far.items())
+        axis.annotate(
+            f'not shown: {said}', (1, 1.02), xycoords='axes fraction', ha='right', va='bottom',
+            fontsize=8, color=DARK,
+        )  # fmt: skip
 
 
 def _ends(nll: dict[str, Any]) -> list[float]:

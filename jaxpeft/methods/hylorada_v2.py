@@ -21,6 +21,7 @@ from jaxpeft.methods.hylorada import check, column_scale, draw
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
 SEARCH = V1 | {'structure_dim': ('choice', 8, 16, 32)}
+WHOLE_EXAMPLES = True  # the structure is read along the row: no prefix that examples share
 NAME = 'structure'  # of the entry of `side`, and after '~shared/' in a plan
 
 

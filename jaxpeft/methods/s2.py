@@ -18,6 +18,7 @@ from jaxpeft import base
 
 TARGETS = ('core',)
 TRAINING_ONLY = True  # validation and evaluation leave the rule out
+WHOLE_EXAMPLES = True  # groups are cut from the row: a prefix that examples share would be far away
 
 
 def s2(*, group: int = 2048, stack: tuple[int, ...] = ()) -> base.Override:

@@ -12,7 +12,9 @@ from flax import linen as nn
 from jaxpeft.models import kernels
 
 Array = jax.Array
-EVERYONE = -1  # the segment of a key that every token sees, whatever its position (a prefix)
+# The segment of a key that every token sees, whatever its position: a learned prefix, or tokens
+# that the examples of a packed row share. Among themselves they see what any segment's tokens see.
+EVERYONE = -1
 
 
 class Context(NamedTuple):
@@ -56,13 +58,14 @@ def visible(
 ) -> Array:
     """[B, T, S] bool: same segment, not padding, not in the future, and inside the window.
 
-    A key of segment `EVERYONE` is seen by every query that is not padding.
+    A key of segment `EVERYONE` is seen by every query of another segment that is not padding.
     """
     distance = q_pos[:, :, None] - k_pos[:, None, :]
     same = (q_seg[:, :, None] == k_seg[:, None, :]) & (k_seg != 0)[:, None, :]
     mask = same & (distance >= 0)
     mask = mask if window is None else mask & (distance < window)
-    return mask | ((k_seg == EVERYONE)[:, None, :] & (q_seg != 0)[:, :, None])
+    outside = (q_seg != 0) & (q_seg != EVERYONE)
+    return mask | ((k_seg == EVERYONE)[:, None, :] & outside[:, :, None])
 
 
 class Attention(nn.Module):
@@ -117,16 +120,17 @@ class Attention(nn.Module):
         Raises:
           ValueError: then, where the kernel was asked for by name.
         """
-        if self.context is None or self.layer is None or self.context.kernel is None:
-            return None
         c = self.context
+        if c is None or self.layer is None or c.kernel is None:
+            return None
+        chosen = c.kernel
         own = (c.q_pos, c.k_pos, c.q_seg, c.k_seg, self.layer.window, None)
         same = all(a is b for a, b in zip(given, own, strict=True))
         if same and len({x.dtype for x in qkv}) == 1:
-            return c.kernel
-        if c.kernel.asked:
+            return chosen
+        if chosen.asked:
             raise ValueError(
-                f'attention={c.kernel.name!r} knows no bias on the scores and no keys but those of '
+                f'attention={chosen.name!r} knows no bias on the scores and no keys but those of '
                 "the row's tokens in their order, and an override of the core (daa, prefix, s2) "
                 "brings such; the nearest that works is 'auto'"
             )

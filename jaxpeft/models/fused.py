@@ -9,7 +9,7 @@ and with it what flows back from it.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def splash(
     segments = None if kernel.whole else jnp.pad(seg, fill[:2])
 
     def of_width(width: int) -> Any:
-        attend = _splash(q.shape[2], padded, min(width, padded), block, interpret)
+        attend = _splash(q.shape[2], padded, width, block, interpret)
 
         def rows(q: Array, k: Array, v: Array, seg: Array | None) -> Array:
             each = lambda q, k, v, s: attend(q, k, v, None if s is None else sp.SegmentIds(s, s))
@@ -64,16 +64,14 @@ def splash(
         return rows
 
     # A window that reaches over the whole row is none.
-    wide = lambda width: length if width is None else min(width, length)
+    wide = lambda width: padded if width is None or width >= length else width
     if window is None or isinstance(window, int):
         out = of_width(wide(window))(*inputs, segments)
     else:
         widths = sorted({wide(width) for width in kernel.windows})
         index = sum((window > width).astype(jnp.int32) for width in widths[:-1])
         branches = [of_width(width) for width in widths]
-        out = branches[0](*inputs, segments) if len(widths) == 1 else jax.lax.switch(
-            index, branches, *inputs, segments
-        )  # fmt: skip
+        out = jax.lax.switch(jnp.asarray(index, jnp.int32), branches, *inputs, segments)
     return _without_padding(jnp.moveaxis(out, 1, 2)[:, :length], seg, kernel)
 
 
@@ -122,7 +120,7 @@ def cudnn(
     window: Array | int | None,
     kernel: Kernel,
     scale: float,
-    implementation: str = 'cudnn',
+    implementation: Literal['xla', 'cudnn'] = 'cudnn',
 ) -> Array:
     """`jax.nn.dot_product_attention`: causal, with a mask where segments or a window ask for one.
 

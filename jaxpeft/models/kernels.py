@@ -58,7 +58,7 @@ def choose(
     attention: str,
     config: ModelConfig,
     dtype: Any,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     *,
     packed: bool,
     whole: bool,
@@ -113,7 +113,7 @@ def platform() -> str:
     device = jax.sharding.get_abstract_mesh().abstract_device
     if device is not None:
         return device.platform
-    chosen = jax.config.jax_default_device
+    chosen = jax.config.values['jax_default_device']
     return getattr(chosen, 'platform', chosen) or jax.default_backend()
 
 

@@ -160,7 +160,7 @@ def _flops(found: dict) -> list[str]:
     ratio = '' if flops['ratio'] is None else f'   {flops["ratio"]:.3f} of the floor'
     lines.append(f'  {"asked for (jaxpr)":<24}{flops["asked"] / 1e12:>9.3f}{ratio}')
     if flops['kernels']:
-        runs = f'   {found["kernel_runs"]} runs a chip' if 'kernel_runs' in found else ''
+        runs = f'   {found["kernel_runs"]} runs a chip at most' if 'kernel_runs' in found else ''
         lines.append(f'  {"of it in kernels":<24}{flops["kernels"] / 1e12:>9.3f}{runs}')
     if 'chip_flops' in found:
         lines.append(

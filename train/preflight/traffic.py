@@ -125,7 +125,7 @@ def matmul_flops(visits: list[hlo.Visit]) -> int:
 
 
 def kernel_runs(visits: list[hlo.Visit]) -> int:
-    """How often a chip runs a Pallas kernel in an update."""
+    """How often a chip runs a Pallas kernel in an update, every branch of a choice counted."""
     called = (v for v in visits if v.op.opcode == 'custom-call' and PALLAS in v.op.rest)
     return sum(visit.times for visit in called)
 

@@ -18,7 +18,7 @@ class Fed(NamedTuple):
 
     Attributes:
       arrays: on the devices, members in front where they differ, then micro-batches.
-      tokens, examples: of each member, padding left out.
+      tokens, examples: of each member, counted as in `train.feed.Fed`.
     """
 
     arrays: dict[str, jax.Array]
@@ -55,11 +55,12 @@ class Lanes(NamedTuple):
 
     def at(self, step: int, slots: Sequence[int]) -> Fed:
         """The batches of the update that follows `step` updates, of the members in `slots`."""
-        batches = [b.at(step) for b in self._chosen(self.batchers, slots)]
+        chosen = self._chosen(self.batchers, slots)
+        batches, tokens = [b.at(step) for b in chosen], [b.tokens(step) for b in chosen]
         counted = batches if self.own else batches * len(slots)
         return Fed(
             self._put(batches, axis=1),
-            [int((b['segment_ids'] != 0).sum()) for b in counted],
+            tokens if self.own else tokens * len(slots),
             [int((b['rows'] >= 0).sum()) for b in counted],
         )
 

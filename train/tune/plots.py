@@ -12,6 +12,7 @@ BLUE, ORANGE, GREY, DARK = '#4c78a8', '#f58518', '#b8bec6', '#2b2f36'
 DPI = 150
 ENOUGH = 4  # complete trials below which an importance would be made of nothing
 MANY = 30  # from here on it is worth a look
+WIDE = 5.0  # the largest loss over the smallest from which the axis is logarithmic
 
 
 def write(
@@ -99,21 +100,17 @@ def history(trials: Sequence[dict[str, Any]]):
         )
     right.set(xlabel='update', ylabel='validation loss')
     right.xaxis.get_major_locator().set_params(integer=True)
-    ceiling(left, right, seen)
+    widened((left, right), seen)
     return figure
 
 
-def ceiling(left, right, seen: Sequence[dict[str, Any]]) -> None:
-    """Cuts both panels above the bulk: one bad trial would flatten all others."""
-    import numpy as np
-
+def widened(axes, seen: Sequence[dict[str, Any]]) -> None:
+    """A logarithmic axis where one bad trial would flatten all others."""
     values = [loss for trial in seen for loss in trial['validation'].values()]
-    low, high = min(values), float(np.percentile(values, 90))
-    room = 0.08 * (high - low) or 0.1
-    if max(values) > high + 4 * room:
-        for axis in (left, right):
-            axis.set_ylim(low - room, high + 4 * room)
-        right.set_title('losses above the frame are not shown', fontsize=8, loc='right')
+    if 0 < WIDE * min(values) < max(values):
+        for axis in axes:
+            axis.set_yscale('log')
+            axis.yaxis.set_major_formatter('{x:g}')
 
 
 def _points(axis, trials: Sequence[dict[str, Any]], marker: str, colour: str, label: str) -> None:

@@ -1,0 +1,346 @@
+"""eval.compare: what is compared, at which ranks, what is kept, and the figures' arithmetic."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import jaxpeft as jp
+from eval.compare import __main__ as program
+from eval.compare import entries, figures, forget, jobs, match, plots, run, table, worker
+from eval.compare.entries import Entry
+from eval.compare.figures import Line
+from tests import train_tiny
+from train import cache, cli, model
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+
+def parse(methods, seeds=2, seeds_of=(), lrs=(), lrs_of=(), embedded=False):
+    return entries.parse(methods, seeds, seeds_of, lrs, lrs_of, embedded)
+
+
+def test_entries_are_read_as_they_are_spelled():
+    found = parse(
+        ['none', 'lora', 'knowhira:adaptive_gating=false,init_ab=zero,kaiming', 'lora:epoch=2'],
+        seeds_of=['lora=3,lora:epoch=2=4'],
+        lrs=[1e-3],
+        lrs_of=['lora=1e-4,2e-4'],
+    )
+    assert [entry.seeds for entry in found] == [1, 3, 2, 4]
+    assert [entry.rates for entry in found] == [(), (1e-4, 2e-4), (1e-3,), (1e-3,)]
+    assert found[2].flags == (
+        '--set=knowhira.adaptive_gating=false',
+        '--set=knowhira.init_ab=zero,kaiming',
+    )
+    assert found[3].flags == ('--epoch=2',)
+    assert len({entry.slug for entry in found}) == 4
+    assert entries.flags('lora', 'loraplus=true') == ('--loraplus',)
+    assert entries.grid('hira', embedded=True) == (3.33e-3, 1e-2, 3e-2)
+    assert entries.grid('full', embedded=False)[1] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (lambda: parse(['lora', 'lora']), "names 'lora' twice"),
+        (lambda: parse(['none']), 'nothing to train'),
+        (lambda: parse(['lroa']), 'lora'),
+        (lambda: parse(['lora:alhpa=3']), "takes no 'alhpa'.*alpha"),
+        (lambda: parse(['lora:alpha']), 'key=value'),
+        (lambda: parse(['lora'], seeds_of=['hira=2']), 'METHOD=value with a method of --methods'),
+        (lambda: parse(['lora'], seeds_of=['lora=0']), '1 or more'),
+        (lambda: parse(['lora'], lrs_of=['lora=x']), 'learning rates are numbers'),
+        (lambda: jobs.check_flags(['--seed=3']), 'give --seeds N'),
+    ],
+)
+def test_what_is_misspelled_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize('method', ['hira', 'knowhira', 'dora', 'kasa', 'hylorada'])
+def test_ranks_match_the_reference_within_one(method):
+    """No other rank is nearer; counted on the real trees as well."""
+    of = lambda name: cli.parse([f'--method={name}', '--r_ab=8'])[0]
+    pairs = [(parse([name])[0], of(name)) for name in ('lora', method)]
+    (_, lora), (_, found) = match.equalise(pairs)[0]
+    count = match.Counter(lora)
+    target, rank = count(lora), found.options[method]['rank']
+    gaps = {r: abs(count(match.with_rank(found, r)) - target) for r in (rank - 1, rank, rank + 1)}
+    assert min(gaps, key=lambda r: (gaps[r], r)) == rank
+    one = count(match.with_rank(found, rank + 1)) - count(match.with_rank(found, rank))
+    assert 2 * gaps[rank] <= one
+    built = model.setup(found, fresh=False)
+    assert jp.count(built.state) == count(found)
+
+
+def test_matching_says_what_it_cannot_do():
+    pairs = [(parse(['full'])[0], cli.parse(['--method=full'])[0])]
+    with pytest.raises(ValueError, match='none of --methods has one'):
+        match.equalise(pairs)
+    lora = (parse(['lora'])[0], cli.parse(['--method=lora'])[0])
+    with pytest.raises(ValueError, match=r"got 'lore'.*lora"):
+        match.equalise([*pairs, lora], 'lore')
+    found, said = match.equalise([*pairs, lora])
+    assert found == [*pairs, lora]
+    assert '`lora` at rank 16' in said
+
+
+def line(label, accuracies=(), seconds=(), lr=1e-3, seeds=3):
+    entry = Entry(label, label, (), seeds, (lr,))
+    runs = [{'config': {'seed': i}, 'after': {}} for i in range(max(len(accuracies), len(seconds)))]
+    values = {'accuracy': list(accuracies), 'seconds': list(seconds)}
+    return Line(entry, lr, False, runs, 0, {k: v for k, v in values.items() if v})
+
+
+def test_intervals_are_students_over_seeds_and_gaps_are_paired():
+    lora, hira = line('lora', [50.0, 52.0, 54.0]), line('hira', [51.0, 54.0])
+    assert lora.mean('accuracy') == 52.0
+    low, high = lora.interval('accuracy')  # t(0.975, 2) = 4.302653, s / sqrt(3) = 2 / sqrt(3)
+    assert (low, high) == pytest.approx((52 - 4.302653 * 2 / 3**0.5, 52 + 4.302653 * 2 / 3**0.5))
+    gap, interval = figures.against(hira, lora, 'accuracy')  # +1 and +2 on seeds 0 and 1
+    assert gap == 1.5
+    assert interval == pytest.approx((1.5 - 12.7062 * 0.5, 1.5 + 12.7062 * 0.5), rel=1e-5)
+    assert figures.against(lora, lora, 'accuracy') is None
+    assert figures.against(line('hira', [60.0]), lora, 'accuracy') == (10.0, None)
+    assert line('x', [1.0]).interval('accuracy') is None
+
+
+def test_the_sampling_error_is_that_of_the_mean_of_tasks():
+    tasks = {'a': {'accuracy': 0.5, 'n': 100}, 'b': {'accuracy': 0.8, 'n': 50}}
+    want = 100 * 1.959964 * (0.25 / 100 + 0.16 / 50) ** 0.5 / 2
+    assert figures.sampling_error([{'after': {'loglik': {'tasks': tasks}}}]) == pytest.approx(want)
+    assert figures.sampling_error([{'after': {}}]) is None
+
+
+def test_the_front_is_what_nobody_beats():
+    points = [(1.0, 10.0), (2.0, 12.0), (3.0, 12.0), (1.0, 10.0), (4.0, 20.0)]
+    assert figures.front(points, (-1, +1)) == [0, 1, 3, 4]  # less time, more accuracy
+    assert figures.front(points, (+1, +1)) == [4]
+
+
+def test_plots_join_the_front_and_leave_out_what_is_not_measured(tmp_path):
+    lines = [
+        line('none', [40.0]),
+        line('lora', [50.0, 52.0], [1.0, 1.2]),
+        line('hira', [49.0], [2.0]),
+    ]
+    assert plots.write(lines, tmp_path) == ['accuracy-seconds']
+    figure = plots.draw(lines[1:], 'seconds', 'accuracy', lines[:1])
+    front = figure.axes[0].lines[0]
+    assert np.asarray(front.get_xydata()).tolist() == [[1.1, 51.0]]
+    texts = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert texts == {'none', 'lora', 'hira'}
+
+
+def test_forgetting_reads_the_beginning_of_the_text(tmp_path):
+    _, _, tokenizer = jp.models.load('embedded')
+    file = tmp_path / 'text.raw'
+    file.write_text('A dog is an animal. ' * 50)
+    ids = forget.tokens(forget.Text(str(file), 40, 16, 8), tokenizer)
+    assert [len(one) for one in ids] == [40]
+    assert ids[0].tolist() == tokenizer('A dog is an animal. ' * 50)['input_ids'][:40]
+    own = forget.tokens(forget.Text('embedded', 300, 16, 8), tokenizer)
+    assert sum(map(len, own)) == 300
+    assert forget.tokens(forget.Text('', 300, 16, 8), tokenizer) == []
+
+
+@pytest.fixture(scope='module')
+def tiny(tmp_path_factory):
+    folder = train_tiny.write_all(tmp_path_factory.mktemp('tiny'))
+    (folder / 'text.txt').write_text(train_tiny.TEXT * 5)
+    return folder
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Jobs are done in this process, whose programs are compiled already; gives what was done."""
+    done = []
+
+    def wait(self, file, log):
+        task = json.loads(file.read_text())
+        done.append([pathlib.Path(job['file']).stem for job in task['jobs']])
+        worker.perform(task)
+        return 0
+
+    monkeypatch.setattr(run.Runner, '_wait', wait)
+    update = jax.config.update  # the process of the tests has its platform already
+    monkeypatch.setattr(
+        jax.config, 'update', lambda name, value: name == 'jax_platforms' or update(name, value)
+    )
+    monkeypatch.setattr(cache, 'enable', lambda: '')
+    return done
+
+
+def flags(tiny, out, *more):
+    own = [f for f in train_tiny.flags(tiny) if not f.startswith(('--run_dir', '--lr', '--r_ab'))]
+    return [
+        *own, f'--out_dir={out}', '--r_ab=4', '--mesh=1,1,1', f'--forget_text={tiny / "text.txt"}',
+        '--forget_tokens=100', '--forget_window=16', '--forget_stride=8', '--sweep_rows=24',
+        '--max_steps=4', *more,
+    ]  # fmt: skip
+
+
+METHODS = (
+    '--methods',
+    'none',
+    'lora',
+    'hira',
+    '--seeds=2',
+    '--seeds_of=hira=1',
+    '--lrs',
+    '1e-3',
+    '1e-2',
+)
+
+
+def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
+    """In turn, then again (nothing is repeated), on another machine, and together (the same)."""
+    out = tmp_path / 'out'
+    command = flags(tiny, out, *METHODS)
+    with train_tiny.compiled_once():
+        assert program.main(command) == 0, capsys.readouterr().err
+        assert here == [
+            ['base'],
+            ['lora-lr0.001', 'lora-lr0.01'],
+            ['hira-lr0.001', 'hira-lr0.01'],
+            ['lora-seed0'], ['hira-seed0'], ['lora-seed1'],
+        ]  # fmt: skip
+        found = {p.stem: json.loads(p.read_text()) for p in out.glob('runs/*.json')}
+        assert found.keys() == {'lora-seed0', 'lora-seed1', 'hira-seed0'}
+        base = json.loads((out / 'base.json').read_text())
+        for one in found.values():
+            assert one['forget']['tokens'] == base['forget']['tokens'] == 99
+            assert one['forget']['corpus_ppl'] != base['forget']['corpus_ppl']
+            assert one['config']['lr'] == 1e-2  # the lower validation loss of the short runs
+            program_bytes = one['memory']['program']
+            assert program_bytes['total'] > program_bytes['arguments'] > 0
+            assert one['seconds_per_step'] > 0
+            assert one['train']['trainable'] == 2 * 2 * (32 * 4 + 4 * 32)
+        short = json.loads((out / 'sweep' / 'lora-lr0.01.json').read_text())
+        assert short['config']['train_rows'] == 24
+        assert short['steps'] == 4
+        page = (out / 'compare.md').read_text()
+        assert '| `lora` | 4 | 1,024 | 0.01* | 2 |' in page
+        assert '| `hira` | 4 | 1,024 | 0.01* | 1 |' in page
+        assert 'validation loss' in page
+        folder = out / 'work' / 'runs' / 'lora-seed0'  # an ordinary run of train.run
+        assert (folder / 'results.json').exists()
+        assert (folder / 'adapter' / 'adapter.json').exists()
+        assert sum(p.stat().st_size for p in out.glob('*/*.json')) < 100_000
+
+        here.clear()
+        (out / 'work').rename(tmp_path / 'lost')  # only the small files came to this machine
+        assert program.main(command) == 0
+        assert here == []
+
+        other = tmp_path / 'other'
+        assert program.main(flags(tiny, other, *METHODS, '--together=yes', '--only', 'lora')) == 0
+        assert here == [['base'], ['lora-lr0.001', 'lora-lr0.01'], ['lora-seed0', 'lora-seed1']]
+        for seed in ('lora-seed0', 'lora-seed1'):
+            mine = json.loads((other / 'runs' / f'{seed}.json').read_text())
+            assert mine['config'] == found[seed]['config']
+            alone = found[seed]['forget']['corpus_ppl']
+            assert mine['forget']['corpus_ppl'] == pytest.approx(alone, rel=1e-4)
+            loss = found[seed]['train']['best_val_loss']
+            assert mine['train']['best_val_loss'] == pytest.approx(loss, rel=1e-5)
+        capsys.readouterr()
+        assert program.main(flags(tiny, out, *METHODS, '--batch=4')) == 2
+        assert 'batch is 8 there, 4 here' in capsys.readouterr().err
+        assert program.main(flags(tiny, out, *METHODS, '--table_only')) == 0
+        assert program.main(flags(tiny, tmp_path / 'new', *METHODS, '--table_only')) == 2
+        assert 'no finished base.json' in capsys.readouterr().err
+
+
+def test_plain_text_is_judged_by_its_perplexity(tiny, tmp_path, here):
+    """The held-out windows are a seed's own, so each run has its own figure of the base."""
+    more = (
+        '--methods',
+        'none',
+        'lora',
+        '--seeds=2',
+        '--lrs=1e-2',
+        f'--dataset={tiny / "text.txt"}',
+    )
+    small = ('--max_length=16', '--val_size=3', '--batch=4')
+    with train_tiny.compiled_once():
+        assert program.main(flags(tiny, tmp_path, *more, *small)) == 0
+    for file in tmp_path.glob('runs/*.json'):
+        found = json.loads(file.read_text())
+        after, before = (found[when]['perplexity'] for when in ('after', 'before'))
+        assert after['corpus_ppl'] < before['corpus_ppl']
+        assert np.log(after['corpus_ppl']) == pytest.approx(
+            found['train']['best_val_loss'], rel=1e-4
+        )
+    assert '| perplexity |' in (tmp_path / 'compare.md').read_text()
+
+
+def test_a_rate_that_diverges_is_written_down_and_not_taken(tiny, tmp_path, here):
+    more = ('--methods', 'lora', '--seeds=1', '--lrs', '1e-2', '1e30', '--max_grad_norm=0')
+    with train_tiny.compiled_once():
+        assert program.main(flags(tiny, tmp_path, *more)) == 0
+    bad = json.loads((tmp_path / 'sweep' / 'lora-lr1e+30.json').read_text())
+    assert bad['val_loss'] is None
+    assert 'is' in bad['diverged']
+    assert here[-1] == ['lora-seed0']
+    assert '1e+30: -' in (tmp_path / 'compare.md').read_text()
+
+
+def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here):
+    """A real process, killed with SIGKILL while its worker trains."""
+    out = tmp_path / 'out'
+    more = ('--methods', 'lora', '--seeds=1', '--lrs', '1e-2', '--max_steps=400', '--save_steps=5')
+    command = flags(tiny, out, *more)
+    env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), 'JAXPEFT_CACHE': str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'eval.compare', *command], env=env, stdout=subprocess.DEVNULL
+    )
+    checkpoints = out / 'work' / 'runs' / 'lora-seed0' / 'checkpoints'
+    until(lambda: list(checkpoints.glob('[0-9]*')), process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    worker_file = 'lora-seed0.job.json'
+    until(lambda: not running(worker_file))
+    assert not (out / 'runs').exists()
+    when = (out / 'base.json').stat().st_mtime_ns
+    with train_tiny.compiled_once():
+        assert program.main(command) == 0
+    assert here == [['lora-seed0']]
+    assert (out / 'base.json').stat().st_mtime_ns == when
+    steps = json.loads((out / 'runs' / 'lora-seed0.json').read_text())['steps']
+    assert steps == 400
+
+
+def until(happened, process=None, limit=500):
+    """Waits; a process that ends before is an error."""
+    end = time.monotonic() + limit
+    while not happened():
+        assert process is None or process.poll() is None, f'ended with {process.returncode}'
+        assert time.monotonic() < end, 'nothing happened in time'
+        time.sleep(0.05)
+
+
+def running(argument):
+    """Whether some process has this in its command line."""
+    for file in pathlib.Path('/proc').glob('[0-9]*/cmdline'):
+        try:
+            if argument in file.read_text(errors='replace'):
+                return True
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended between the two calls
+    return False
+
+
+def test_the_table_marks_what_is_missing():
+    page = table.render([line('none', [40.0], seeds=1), line('lora', [50.0])], {}, 'Matched.', [])
+    assert 'Matched.' in page
+    assert 'Not finished: lora 1 of 3 seeds.' in page
+    assert '| `lora` | - | - | 0.001 | 1 | 50.0 | - | - |' in page
