@@ -214,8 +214,8 @@ def test_the_floor_of_lora_by_hand(context):
     config, tokens = config_of(context), 64
     d, f, t = 32, 128, 32
     layer = 2 * 2 * tokens * (4 * d * d + 2 * d * f) + 12 * tokens * t * d
-    adapter = 4 * 2 * tokens * 4 * (3 * d + 3 * d)
-    below = 3 * (2 * tokens * d * d + 2 * tokens * 4 * d)  # q, k, v of the first layer
+    adapter = 4 * (2 * 2 * d * d * 4 + 4 * tokens * 4 * (d + d))  # W + A B twice; xA, dyB, dA, dB
+    below = 3 * (2 * tokens * d * d + 2 * d * d * 4)  # q, k, v of the first layer
     head = 4 * 10 * d * config.vocab_size
     expected = 4 * (layer + adapter) - below + head
     assert floors.step(config, 'lora', 'attention', 4, 2, 32, 10) == expected

@@ -92,7 +92,8 @@ def test_the_floor_by_hand(lora):
     assert parts['forward'] == parts['backward'] == 2 * kernels * tokens
     assert parts['attention'] == 12 * tokens * LENGTH * HIDDEN * LAYERS
     assert parts['head'] == 4 * labelled * HIDDEN * vocabulary
-    assert parts['adapter'] == LAYERS * 2 * 6 * 4 * (2 * HIDDEN) * tokens
+    # Few and narrow: the sum W + s A B costs less than a branch for each token.
+    assert parts['adapter'] == LAYERS * 2 * 4 * 4 * (2 * HIDDEN * tokens + HIDDEN**2)
     assert parts['total'] == sum(v for k, v in parts.items() if k != 'total')
 
 
@@ -450,4 +451,3 @@ def test_the_attention_kernel_is_in_the_program_of_a_tpu(tiny, configuration):
     tokens = 8 * 128
     assert auto['flops']['kernels'] == LAYERS * 14 * tokens * 128 * HIDDEN
     assert 0.99 < auto['chip_share'] < 1.3
-    assert auto['memory']['temporaries'] < plain['memory']['temporaries']

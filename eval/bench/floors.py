@@ -7,11 +7,14 @@ their inputs get none either (`below`: 1 where a gradient goes on, else 0).
     kernel, not adapted    2 N n m (1 + below)
     attention of a layer   4 N T D forward, 8 N T D backward (the whole square of scores)
     head                   4 K D V: logits, and the gradient of their input
-    LoRA                   x A, (x A) B; dy B^T, dB, dA: 2 N r (2 n + 3 m + n below)
+    LoRA, the less of      x A, (x A) B; dy B^T, dB, dA: 2 N r (2 n + 3 m + n below)
+      the two              W + A B, again for dx; x A, dy B^T, dB, dA: 2 n m r (1 + below) and
+                           4 N r (n + m)
     HiRA, KnowHiRA         A B: 2 n m r; x^T dy: 2 N n m; dA, dB: 4 n m r; the product itself is
                            the kernel's, with another matrix
     DoRA, HyLoRADA         LoRA, and the norm by factors: A^T W, 2 n m r; the rest, 2 r^2 (n + m)
-    KaSA                   LoRA, and the tail x U Vt: 2 N r (n + m) (1 + below)
+    KaSA                   LoRA, and the tail x U Vt: 2 N r (n + m) (1 + below), in the sum
+                           2 n m r (1 + below)
     penalties              Grams and their gradients: 4 r^2 (n + m)   (KnowHiRA, KaSA)
 """
 
@@ -70,9 +73,15 @@ def _kernel(k: Kernel, method: str, r: int, tokens: int) -> float:
         total += 4 * r * r * (n + m)
     if method in HADAMARD:
         return total + 2 * tokens * n * m + 6 * n * m * r
-    total += 2 * tokens * r * (2 * n + 3 * m + below * n)
     if method in NORMED:
         total += 2 * n * m * r + 2 * r * r * (n + m)
-    if method == 'kasa':
-        total += 2 * tokens * r * (n + m) * (1 + below)
-    return total
+    return total + _low_rank(k, r, tokens, tails=1 if method == 'kasa' else 0)
+
+
+def _low_rank(k: Kernel, r: int, tokens: int, tails: int) -> float:
+    """LoRA's products, and a tail's, beside W or summed into it: whichever is less."""
+    n, m, below = k.n, k.m, 0 if k.first else 1
+    beside = 2 * tokens * r * (2 * n + 3 * m + below * n)
+    beside += tails * 2 * tokens * r * (n + m) * (1 + below)
+    summed = 2 * n * m * r * (1 + below) * (1 + tails) + 4 * tokens * r * (n + m)
+    return min(beside, summed)

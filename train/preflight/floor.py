@@ -7,12 +7,15 @@ With T tokens and N labelled positions an update, rows of S tokens, and the sums
     backward    sum 2 n m T                       the gradient of its input; none of a frozen kernel
     attention   sum 12 T S H d                    q k^T and p v: 4 forward, 8 backward
     head        4 N D V                           logits of labelled positions, and their backward
-    adapter     lora, dora    sum 6 r (n + m) T   x A B forward; dx, dA and dB backward
-                kasa          sum 10 r (n + m) T  and the tail x U Vt, forward and dx
+    adapter     lora, dora    sum 4 r (n + m) T   x A and dy B^T, dA and dB
+                              and the less of     2 r (n + m) T for x A B and dx as a branch,
+                                                  4 n m r for W + s A B, in both passes
+                kasa          the same, and of    6 r (n + m) T and 8 n m r, for the tail U Vt too
                 hira,         sum 2 n m T + 6 n m r   M = x^T dy cannot be had in factors once W is
                 knowhira                          multiplied in; A B, (M o W) B^T and A^T (M o W)
 
-Not taken off: the input gradient of the first layer's attention, which a scan of equal layers
+The sum W + s A B is for a float32 base: rounded to bfloat16 it would lose the update (see
+`jaxpeft.lowrank`). Not taken off: the input gradient of the first layer's attention, which a scan of equal layers
 cannot leave out; the masked half of the attention, of which only a kernel leaves blocks out. Not
 counted: whatever `--remat`, the chunked head and a kernel for the attention (the scores: 14 T S H d
 in place of 12) compute twice on purpose, element-wise work, DoRA's norms, the penalty.
@@ -24,7 +27,8 @@ from typing import NamedTuple
 import jaxpeft as jp
 from train.preflight.program import Job, Shape
 
-FACTORED = {'lora': 6, 'dora': 6, 'kasa': 10}
+# of r (n + m) T as a branch beside W, of n m r in a sum with it: x A B and dx, of kasa's tail too
+FACTORED = {'lora': (2, 4), 'dora': (2, 4), 'kasa': (6, 8)}
 HADAMARD = ('hira', 'knowhira')
 
 
@@ -70,8 +74,17 @@ def _adapter(job: Job, tokens: int) -> int | None:
         if not known or site.view is None or not site.path.endswith('/kernel'):
             return None
         *stack, n, m = leaves[site.path].shape
-        one = FACTORED.get(name, 0) * rank * (n + m) * tokens
+        micro = job.config.optim.grad_acc
         if name in HADAMARD:
-            one = 2 * n * m * tokens + 6 * n * m * rank * job.config.optim.grad_acc
+            one = 2 * n * m * tokens + 6 * n * m * rank * micro
+        else:
+            one = 4 * rank * (n + m) * tokens + _beside(FACTORED[name], job, n, m, rank, tokens)
         total += one * math.prod(stack)
     return total
+
+
+def _beside(term: tuple[int, int], job: Job, n: int, m: int, rank: int, tokens: int) -> int:
+    """Low-rank terms as a branch, or in the sum with W where a float32 base lets that be."""
+    branch, summed = term[0] * rank * (n + m) * tokens, term[1] * n * m * rank
+    exact = job.config.model.dtype == 'float32'
+    return min(branch, summed * job.config.optim.grad_acc) if exact else branch
