@@ -270,7 +270,7 @@ def test_plain_text_is_judged_by_its_perplexity(tiny, tmp_path, here):
         '--lrs=1e-2',
         f'--dataset={tiny / "text.txt"}',
     )
-    small = ('--max_length=16', '--val_size=3', '--batch=4')
+    small = ('--max_length=16', '--val_size=3', '--batch=4', '--max_steps=40')
     with train_tiny.compiled_once():
         assert program.main(flags(tiny, tmp_path, *more, *small)) == 0
     for file in tmp_path.glob('runs/*.json'):

@@ -15,10 +15,11 @@ With T tokens and N labelled positions an update, rows of S tokens, and the sums
                 knowhira                          multiplied in; A B, (M o W) B^T and A^T (M o W)
 
 The sum W + s A B is for a float32 base: rounded to bfloat16 it would lose the update (see
-`jaxpeft.lowrank`). Not taken off: the input gradient of the first layer's attention, which a scan of equal layers
-cannot leave out; the masked half of the attention, of which only a kernel leaves blocks out. Not
-counted: whatever `--remat`, the chunked head and a kernel for the attention (the scores: 14 T S H d
-in place of 12) compute twice on purpose, element-wise work, DoRA's norms, the penalty.
+`jaxpeft.lowrank`). Not taken off: the input gradient of the first layer's attention, which a scan
+of equal layers cannot leave out; the masked half of the attention, of which only a kernel leaves
+blocks out. Not counted: whatever `--remat`, the chunked head and a kernel for the attention (the
+scores: 14 T S H d in place of 12) compute twice on purpose, element-wise work, DoRA's norms, the
+penalty.
 """
 
 import math
