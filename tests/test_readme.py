@@ -94,10 +94,20 @@ def check_program(module, argv):
         eval_cli.parse(program.Args, argv, module, program.DESCRIPTION)
 
 
+OTHERS = (  # the other programs; each says its flags in a dataclass
+    'eval.perplexity', 'eval.retrieval.__main__', 'eval.compare.__main__', 'eval.structures',
+    'train.tune.__main__', 'train.download', 'eval.harness',
+)  # fmt: skip
+
+
 def test_flags_files_and_names_exist():
     """Whatever README sets in `code` and looks like a flag or a path of the repository."""
     programs = [importlib.import_module(f'eval.{name}').Args for name in ('run', 'generate')]
     programs.append(importlib.import_module('train.preflight.__main__').Options)
+    for module in OTHERS:
+        found = vars(importlib.import_module(module)).values()
+        own = [v for v in found if dataclasses.is_dataclass(v) and isinstance(v, type)]
+        programs += [v for v in own if v.__module__ == module]
     known = set(configs.flags()) | {f.name for args in programs for f in dataclasses.fields(args)}
     known |= set(vars(importlib.import_module('eval.bench.__main__').parser().parse_args([])))
     text = re.sub(r'^```.*?^```$', '', README, flags=re.M | re.S)

@@ -1,8 +1,9 @@
 """Whether and what the examples of a run share: the one place that decides it.
 
-Prompts of one template begin alike: of commonsense_170k all but truncated ones with 27 GPT-2 tokens,
-a quarter of all. In a packed row they can stand once, seen by every example behind them, with the
-same loss and the same gradients (that of the shared tokens is the sum over the examples). It is so
+Prompts of one template begin alike: those of commonsense_170k with the same 27 tokens of GPT-2, a
+quarter of all, unless one was too long and lost its beginning. In a packed row they can stand once,
+seen by every example behind them, with the same loss and the same gradients (that of the shared
+tokens is the sum over the examples). It is so
 where a token's output depends on no more than the tokens before it in its example, their positions
 and its own, and where attention can be told; `refusal` lists what stands against it.
 """
