@@ -12,9 +12,11 @@ from jax.sharding import AxisType
 import jaxpeft as jp
 from jaxpeft.models import attention, fused, kernels
 from jaxpeft.models.cache import run_positions
-from tests import models_tiny
+from tests import models_tiny, train_tiny
 from tests.models_tiny import jit
+from train import config as configs
 from train import mesh as meshes
+from train import model as train_model
 
 SCALE = 0.3
 
@@ -330,3 +332,18 @@ def test_the_platform_is_that_of_the_mesh_else_the_default_device():
     mesh = jax.sharding.AbstractMesh((1,), ('data',), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
         assert kernels.platform() == 'tpu'
+
+
+def test_a_kernel_by_name_is_for_the_update_alone(tmp_path):
+    """What validates and evaluates has passes that no kernel can do: it asks for none by name."""
+    folder, flags = train_tiny.write_all(tmp_path), ('--method=lora', '--mesh=1,1,1')
+    config = train_tiny.config(folder, *flags, '--attention=splash')
+    built = train_model.setup(config)
+    tokens = models_tiny.tokens(1, 16, vocab=8)
+    trace = lambda forward: jax.eval_shape(forward, built.state, {'params': built.params}, tokens)
+    trace(built.evaluated)
+    with pytest.raises(ValueError, match="attention='splash' runs on a TPU only"):
+        trace(built.forward)
+    assert built.model.attention == 'auto'
+    # Another kernel is the same run, as another mesh is.
+    assert configs.identity(config) == configs.identity(train_tiny.config(folder, *flags))

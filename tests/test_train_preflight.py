@@ -240,12 +240,20 @@ TPU = """HloModule jit_update, is_scheduled=true
   %g = bf16[32,128]{1,0} fusion(%h), kind=kCustom, calls=%piece.1
   %k = bf16[32,128]{1,0} fusion(%h), kind=kCustom, calls=%piece.2
   %plain = f32[32,32]{1,0} convolution(%g, %k), dim_labels=bf_oi->bf
+  %g3 = bf16[32,1,128]{2,1,0} bitcast(%g)
+  %g6 = bf16[32,2,128]{2,1,0} bitcast(%g)
+  %k3 = bf16[2,128,32]{2,1,0} bitcast(%k)
   %q = bf16[16,8,128]{2,1,0} custom-call(%g)
   %v = bf16[16,8,128]{2,1,0} custom-call(%k), custom_call_target="tpu_custom_call", operand_layout_constraints={bf16[32,128]{1,0}}, frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 256}"
 }}, metadata={op_name="jit(update)/while/body"}
+  %padded = f32[32,2,32]{2,1,0} convolution(%g3, %k3), window={size=2 pad=1_1 rhs_reversal=1}, dim_labels=b0f_0io->b0f
+  %taps = f32[32,1,32]{2,1,0} convolution(%g6, %k3), window={size=2}, dim_labels=b0f_0io->b0f
   %batched = f32[16,8,8]{2,1,0} convolution(%q, %v), window={size=16 stride=15 lhs_dilate=16}, dim_labels=0bf_0oi->0bf
-  ROOT %t = (s32[], f32[32,128]{1,0}) tuple(%c, %x)
+  %i = s32[]{:T(128)} get-tuple-element(%c), index=0
+  %one = s32[]{:T(128)} constant(1)
+  %next = s32[]{:T(128)} add(%i, %one)
+  ROOT %t = (s32[], f32[32,128]{1,0}) tuple(%next, %x)
 }
 
 ENTRY %main (a: f32[32,128]) -> f32[32,128] {
@@ -271,10 +279,13 @@ def test_the_forms_of_a_tpu_program():
             'sent': 24 * 32 * 128 * 4 * 7 / 8,
         },
     }
-    assert traffic.matmul_flops(visits) == 24 * (2 * 32 * 32 * 128 + 2 * 16 * 8 * 8 * 128)
+    plain, batched = 2 * 32 * 32 * 128, 2 * 16 * 8 * 8 * 128
+    padded = taps = 2 * plain  # two outputs of one number, and one of two
+    assert traffic.matmul_flops(visits) == 24 * (plain + batched + padded + taps)
     assert traffic.kernel_runs(visits) == 24
-    # A loop that counts from elsewhere, and one that says nothing.
+    # A loop that counts from elsewhere, one by twos, and one that says nothing.
     assert walked(TPU.replace('constant(0)', 'constant(4)'), 'custom-call') == 20
+    assert walked(TPU.replace('constant(1)', 'constant(2)'), 'custom-call') == 12
     assert walked(TPU.replace('direction=LT', 'direction=NE'), 'custom-call') == 1
     assert hlo.walk(hlo.parse(TPU.replace('direction=LT', 'direction=NE')))[1] == ['loop']
     with pytest.raises(ValueError, match='no ENTRY'):

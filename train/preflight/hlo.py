@@ -161,7 +161,8 @@ def _attribute(op: Op, name: str) -> str:
 def trips(module: Module, here: Computation, op: Op) -> int | None:
     """Iterations of a `while`: XLA's own note, or `i < constant` with i counting from a constant.
 
-    None where neither is there. A scan of JAX always has the second form.
+    None where neither is there. A scan of JAX always has the second form, with steps of 1; the
+    rings of a product that overlaps with its own transfers take 2.
     """
     noted = TRIPS.search(op.rest)
     if noted:
@@ -178,7 +179,23 @@ def trips(module: Module, here: Computation, op: Op) -> int | None:
     first = here.ops.get(op.operands[0])
     known = first is not None and first.opcode == 'tuple' and len(first.operands) > place
     start = _constant(here, first.operands[place]) if known and first is not None else None
-    return ends[1] - (start or 0)
+    step = _step(module.computations[_attribute(op, 'body')], place)
+    return None if step is None else -(-(ends[1] - (start or 0)) // step)
+
+
+def _step(body: Computation, place: int) -> int | None:
+    """What a loop's body adds to the counter in this place of its tuple; None where it is not told.
+
+    A body whose root is no tuple, or whose counter a fusion computes, is taken to count by 1.
+    """
+    root = list(body.ops.values())[-1]
+    added = body.ops.get(root.operands[place]) if root.opcode == 'tuple' else None
+    while added is not None and added.opcode in ('copy', 'bitcast'):
+        added = body.ops.get(added.operands[0])
+    if added is None or added.opcode != 'add':
+        return 1
+    steps = [n for n in (_constant(body, name) for name in added.operands) if n is not None]
+    return steps[0] if len(steps) == 1 and steps[0] > 0 else None
 
 
 def _constant(here: Computation, name: str) -> int | None:

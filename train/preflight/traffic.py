@@ -143,20 +143,46 @@ def _dot(visit: hlo.Visit) -> int:
 
 
 def _convolution(visit: hlo.Visit) -> int:
-    """`2 |out| |input features| |window|`; a dilated window axis is a batch axis in disguise.
+    """`2 |out| |input features|` times the taps of the window that meet a number.
 
-    With `lhs_dilate=16` over 16 matrices each output meets one of them, the rest being holes.
+    A TPU makes window axes of batches: of 16 matrices dilated by 16 each output meets one, and of
+    one matrix padded to both sides too; the others are holes.
     """
-    labels = re.search(r'dim_labels=\w+_(\w+)->', visit.op.rest)
+    labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', visit.op.rest)
     assert labels is not None, f'convolution {visit.op.name} has no dim_labels'
-    kernel = _operands(visit)[1][1]
-    features = kernel[labels[1].index('i')]
-    window = _window(visit.op.rest, 'size')
-    dilated = _window(visit.op.rest, 'lhs_dilate') or [1] * len(window)
-    taps = [n if d == 1 else 1 for n, d in zip(window, dilated, strict=True)]
-    return 2 * math.prod(visit.op.arrays[0][1]) * features * math.prod(taps)
+    left, kernel = (operand[1] for operand in _operands(visit)[:2])
+    out = visit.op.arrays[0][1]
+    flops = 2 * kernel[labels[2].index('i')]
+    flops *= math.prod(n for n, axis in zip(out, labels[3], strict=True) if not axis.isdigit())
+    window = _window(visit.op.rest)
+    for axis in range(sum(c.isdigit() for c in labels[3])):
+        name = str(axis)
+        sizes = left[labels[1].index(name)], out[labels[3].index(name)]
+        flops *= met(*sizes, *(window[key][axis] if key in window else n for key, n in WINDOW))
+    return flops
 
 
-def _window(rest: str, name: str) -> list[int]:
-    found = re.search(rf'window=\{{[^}}]*\b{name}=([\dx]+)', rest)
-    return [int(n) for n in found[1].split('x')] if found else []
+WINDOW = (('size', 1), ('stride', 1), ('pad', 0), ('lhs_dilate', 1), ('rhs_dilate', 1))
+
+
+def met(given: int, out: int, size: int, stride: int, pad: int, dilate: int, spread: int) -> int:
+    """Pairs of an output and a tap of the window that meet a number, along one axis.
+
+    Args:
+      given, out: lengths of the input and of the output.
+      size, stride, pad: the window's taps, its steps, and the zeros in front of the input.
+      dilate, spread: distance of the input's numbers among zeros, and of the window's taps.
+
+    Example:
+      >>> met(1, 2, size=2, stride=1, pad=1, dilate=1, spread=1)  # one matrix, two outputs
+      2
+    """
+    places = (o * stride + t * spread - pad for o in range(out) for t in range(size))
+    return sum(p % dilate == 0 and 0 <= p <= (given - 1) * dilate for p in places)
+
+
+def _window(rest: str) -> dict[str, list[int]]:
+    """`window={size=2x3 pad=1_1x0_0}` -> {'size': [2, 3], 'pad': [1, 0]}; of pads the first."""
+    found = re.search(r'window=\{([^}]*)\}', rest)
+    parts = (part.split('=') for part in found[1].split()) if found else ()
+    return {name: [int(n.split('_')[0]) for n in text.split('x')] for name, text in parts}
