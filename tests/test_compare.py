@@ -205,7 +205,7 @@ METHODS = (
 def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
     """In turn, then again (nothing is repeated), on another machine, and together (the same)."""
     out = tmp_path / 'out'
-    command = flags(tiny, out, *METHODS)
+    command = flags(tiny, out, *METHODS, '--no_together')
     with train_tiny.compiled_once():
         assert program.main(command) == 0, capsys.readouterr().err
         assert here == [
@@ -243,17 +243,19 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
         assert here == []
 
         other = tmp_path / 'other'
-        assert program.main(flags(tiny, other, *METHODS, '--together=yes', '--only', 'lora')) == 0
+        assert program.main(flags(tiny, other, *METHODS, '--only', 'lora')) == 0
         assert here == [['base'], ['lora-lr0.001', 'lora-lr0.01'], ['lora-seed0', 'lora-seed1']]
         for seed in ('lora-seed0', 'lora-seed1'):
             mine = json.loads((other / 'runs' / f'{seed}.json').read_text())
             assert mine['config'] == found[seed]['config']
+            assert mine['together'] == 2
+            assert ('seconds_per_step' in mine) == (seed == 'lora-seed0')
             alone = found[seed]['forget']['corpus_ppl']
             assert mine['forget']['corpus_ppl'] == pytest.approx(alone, rel=1e-4)
             loss = found[seed]['train']['best_val_loss']
             assert mine['train']['best_val_loss'] == pytest.approx(loss, rel=1e-5)
         capsys.readouterr()
-        assert program.main(flags(tiny, out, *METHODS, '--batch=4')) == 2
+        assert program.main([*command, '--batch=4']) == 2
         assert 'batch is 8 there, 4 here' in capsys.readouterr().err
         assert program.main(flags(tiny, out, *METHODS, '--table_only')) == 0
         assert program.main(flags(tiny, tmp_path / 'new', *METHODS, '--table_only')) == 2
@@ -297,7 +299,7 @@ def test_a_rate_that_diverges_is_written_down_and_not_taken(tiny, tmp_path, here
 def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here):
     """A real process, killed with SIGKILL while its worker trains."""
     out = tmp_path / 'out'
-    more = ('--methods', 'lora', '--seeds=1', '--lrs', '1e-2', '--max_steps=400', '--save_steps=5')
+    more = ('--methods', 'lora', '--seeds=1', '--lrs', '1e-2', '--max_steps=120', '--save_steps=5')
     command = flags(tiny, out, *more)
     env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), 'JAXPEFT_CACHE': str(tmp_path)}
     process = subprocess.Popen(
@@ -316,7 +318,7 @@ def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here)
     assert here == [['lora-seed0']]
     assert (out / 'base.json').stat().st_mtime_ns == when
     steps = json.loads((out / 'runs' / 'lora-seed0.json').read_text())['steps']
-    assert steps == 400
+    assert steps == 120
 
 
 def until(happened, process=None, limit=500):

@@ -262,6 +262,9 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
     place = program.folder(flags, 'code', config)
     assert json.loads((place / 'config.json').read_text()) == config
     assert program.folder(flags, 'code', config) == place
+    program.claim(place / 'python', {'data': 'abc'})
+    with pytest.raises(ValueError, match=r"python holds .* data is 'abc' there, 'abd' here"):
+        program.claim(place / 'python', {'data': 'abd'})
     with pytest.raises(ValueError, match=r'steps is 3 there, 4 here'):
         program.folder(flags, 'code', config | {'steps': 4})
 

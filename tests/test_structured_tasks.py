@@ -290,7 +290,7 @@ def test_the_structures_program_from_flags_to_report(tmp_path, capsys):
     assert (tmp_path / 'run' / 'plots' / 'loss.png').exists()
     assert '| hylorada_v2 ' in capsys.readouterr().out
     times = {f: f.stat().st_mtime_ns for f in (tmp_path / 'run' / 'graph').rglob('*.json')}
-    assert len(times) == 1 + 4 * 2
+    assert len(times) == 2 + 4 * 2  # config.json, before.json, and a rate and a seed each
     assert structures.main(flags) == 0
     assert {f: f.stat().st_mtime_ns for f in times} == times
     assert json.loads((tmp_path / 'x.json').read_text()) == found

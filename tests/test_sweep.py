@@ -76,7 +76,7 @@ def test_each_member_has_the_numbers_of_its_run_alone(tiny, method, own):
             zip((1e-2, 3e-3, 1e-3), (0.1, 0.01, 0.0), CASES[method], strict=True)
         )
     ]
-    outcome = sweep.train(config, built, examples, members, width=width)
+    outcome = sweep.train(config, built, examples, members, width=width, threads=1 if own else 2)
     assert outcome.finished
     firsts = [run.losses[0] for run in outcome.runs]
     assert not own or len(set(firsts)) == 3  # batches of their own
@@ -151,7 +151,7 @@ def compiled_update(tiny, method, count, width):
     one = Sweep(built, configs, members, lanes, width)
     one.start()
     args = (one.now, one.consts, one.numbers, one.built.params, one.fed.arrays)
-    stats = one.programs.update.lower(*args).compile().memory_analysis()
+    stats = one.programs.jitted.lower(*args).compile().memory_analysis()
     own = sum(x.nbytes for x in jax.tree.leaves((one.now, one.consts, one.numbers)))
     return stats, own, sum(x.nbytes for x in jax.tree.leaves(built.params))
 
@@ -179,7 +179,7 @@ def test_all_at_once_no_copy_of_the_base_is_made_either(tiny):
     one = Sweep(built, configs, members, lanes, 0)
     one.start()
     args = (one.now, one.consts, one.numbers, one.built.params, one.fed.arrays)
-    text = one.programs.update.lower(*args).as_text()
+    text = one.programs.jitted.lower(*args).as_text()
     layers, n, m = jax.tree.leaves(built.params['transformer']['h']['mlp']['c_fc']['kernel'])[
         0
     ].shape

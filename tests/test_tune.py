@@ -132,9 +132,8 @@ def test_a_bad_trial_is_pruned_before_its_last_update(tiny, tmp_path):
     assert [row['outcome'] for row in rows] == ['complete', 'complete', 'pruned', 'pruned']
     assert [row['steps'] for row in rows] == [STEPS, STEPS, 2, 2]  # no update was made after
     assert [list(row['validation']) for row in rows[2:]] == [['2'], ['2']]
-    kept = optuna.load_study(
-        study_name='tune', storage=f'sqlite:///{tmp_path / "study.db"}'
-    ).get_trials(states=(optuna.trial.TrialState.PRUNED,))
+    pruned = (optuna.trial.TrialState.PRUNED,)
+    kept = studies.open_study(tmp_path).get_trials(states=pruned)
     assert [trial.number for trial in kept] == [2, 3]
 
 

@@ -5,7 +5,7 @@
     jobs      what has to be done, and the JSON file that says that it was
     worker    does it: a process of its own a job, an ordinary run of train.run each
     forget    the base's perplexity on other text, before and after
-    memory    what an update needs, by the compiler and by the process
+    cost      what a run needs alone: memory by the compiler and of the process, seconds
     figures   the finished files -> figures a method, with intervals over seeds
     table     the Markdown table
     plots     a Pareto plot a pair of axes

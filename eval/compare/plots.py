@@ -28,30 +28,40 @@ def write(lines: Sequence[Line], folder: pathlib.Path) -> list[str]:
         shown = [one for one in lines if one.mean(x) is not None and one.mean(y) is not None]
         if len(shown) < 2:
             continue
-        figure = draw(shown, x, y, [one for one in lines if x not in one.values])
+        base = [one for one in lines if x not in one.values]
+        figure = draw(shown, x, y, base, [one.entry.label for one in lines])
         made.append(f'{y}-{x}')
         figure.savefig(folder / f'{made[-1]}.png', dpi=DPI)
     return made
 
 
-def draw(shown: Sequence[Line], x: str, y: str, base: Sequence[Line] = ()):
+def draw(
+    shown: Sequence[Line],
+    x: str,
+    y: str,
+    base: Sequence[Line] = (),
+    labels: Sequence[str] = (),
+):
     """The plot of two axes; methods on the front are joined by a line.
 
     Args:
       shown: lines with both figures.
       x, y: names of axes.
       base: lines without the figure x; their y is drawn as a level (the untrained base).
+      labels: of all lines: a method looks the same in every plot. Empty: those shown.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     figure, ((axis,),) = new_figure(6.6, 4.2)
+    labels = labels or [one.entry.label for one in shown]
     points = [(one.mean(x) or 0.0, one.mean(y) or 0.0) for one in shown]
     kept = figures.front(points, (AXES[x].better, AXES[y].better))
     edge = sorted(points[i] for i in kept)
     axis.plot(*zip(*edge, strict=True), color=GREY, lw=1.4, zorder=1)
     for i, (one, point) in enumerate(zip(shown, points, strict=True)):
         bars = {side: _range(one.values[name]) for side, name in (('xerr', x), ('yerr', y))}
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        number = labels.index(one.entry.label)
+        colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         hollow = {} if i in kept else {'markerfacecolor': 'white'}
         axis.errorbar(
             *point, **bars, fmt=marker, color=colour, ms=7, elinewidth=0.8, capsize=2, alpha=0.95,

@@ -37,13 +37,20 @@ class Runner:
 
     Args:
       work: the folder for logs and job lists.
-      together: 'yes', 'no' or 'auto': jobs of one entry train as one program.
+      together: jobs of one entry train as one program.
+      threads: of that program, see `train.sweep.train`; 0 is its own choice.
       say: told of each job.
     """
 
-    def __init__(self, work: pathlib.Path, together: str, say: Callable[[str], None] = print):
+    def __init__(
+        self,
+        work: pathlib.Path,
+        together: bool,
+        threads: int = 0,
+        say: Callable[[str], None] = print,
+    ):
         self._work, self._say = work, say
-        self.together = _accelerated() if together == 'auto' else together == 'yes'
+        self.together, self._threads = together, threads
         (work / 'logs').mkdir(parents=True, exist_ok=True)
 
     def ordered(self, plan: Sequence[Sequence[Job]]) -> list[list[Job]]:
@@ -74,7 +81,8 @@ class Runner:
         name = left[0].file.stem if len(left) == 1 else f'{left[0].kind}-{left[0].file.stem}'
         file, log = self._work / 'logs' / f'{name}.job.json', self._work / 'logs' / f'{name}.log'
         given = jobs if self.together else left
-        task = {'together': self.together, 'jobs': [worker.written(job) for job in given]}
+        how = {'together': self.together, 'threads': self._threads}
+        task = {**how, 'jobs': [worker.written(job) for job in given]}
         file.write_text(json.dumps(task))
         what = ', '.join(job.file.stem for job in left)
         self._say(f'[{tally.done}/{tally.total}] {left[0].kind}: {what}')
@@ -127,10 +135,3 @@ def _watched(process: subprocess.Popen, log: pathlib.Path) -> int:
             status.update(Text(lines[-1][-WIDTH:] if lines else ''))
             time.sleep(1.0)
     return process.returncode
-
-
-def _accelerated() -> bool:
-    """Whether jobs will find something else than CPUs; asked in a process of its own."""
-    asked = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
-    said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
-    return said.strip() != 'cpu'

@@ -1,7 +1,7 @@
 """The comparison as Markdown: quality, cost, tasks, learning rates."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -39,8 +39,9 @@ def render(
 
 
 COST_NOTE = (
-    'Seconds and tokens are of an update, the first (which compiles) left out, on whatever else '
-    'the machine was doing. `update` is what the compiler allots to one update (base, adapter, '
+    'Seconds and tokens are of an update of one run, compiling left out, beside whatever else the '
+    'machine was doing: the mean over its updates, or for seeds that trained together the median '
+    'of three by itself. `update` is what the compiler allots to one update (base, adapter, '
     'optimizer, batch, temporaries); `process` the most that the process ever held until training '
     'ended, with Python, libraries and compilation; `adapter` the bytes of its folder on disk.'
 )
@@ -66,6 +67,12 @@ def _about(lines: Sequence[Line], matched: str) -> list[str]:
             f'It leaves out what the number of questions does: about {error:.1f} points either '
             'way for one mean, less for a difference on the same questions.'
         )
+    if any('forgetting' in one.values for one in lines):
+        text = next(run['config']['forget'] for one in lines for run in one.runs)
+        parts.append(
+            f'`other text` is the perplexity of {text["file"]} ({text["tokens"]:,} tokens) after '
+            'training: what a method makes the base forget. The line `none` has it from before.'
+        )
     return parts
 
 
@@ -79,7 +86,8 @@ def show(lines: Sequence[Line]) -> None:
     header, rows = _rows(lines)
     table = Table(title='comparison', title_justify='left')
     for name in header:
-        table.add_column(name, justify='left' if name == 'method' else 'right')
+        justify: Literal['left', 'right'] = 'left' if name == 'method' else 'right'
+        table.add_column(name, justify=justify, overflow='fold')
     for row in rows:
         table.add_row(*(cell.replace('`', '') for cell in row))
     console = Console()
@@ -93,7 +101,7 @@ def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     title = {'accuracy': 'accuracy %', 'validation': 'validation loss'}.get(axis, axis)
     places = 1 if axis == 'accuracy' else 3
     header = ['method', 'rank', 'trained', 'lr', 'seeds', title]
-    header += [f'- {REFERENCE}'] if reference else []
+    header += [f'against {REFERENCE}'] if reference else []
     header += ['other text, ppl']
     rows = []
     for one in lines:

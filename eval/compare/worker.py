@@ -17,7 +17,7 @@ import jax
 
 import jaxpeft as jp
 from eval import perplexity, report
-from eval.compare import forget, memory
+from eval.compare import cost, forget
 from eval.compare.forget import Text
 from eval.compare.jobs import Job
 from eval.evaluate import evaluate
@@ -29,6 +29,7 @@ from train.model import Built
 from train.stop import Stop
 
 STOPPED = 75  # exit code after a SIGTERM: the same command continues
+TIMED = 3  # updates that are timed by themselves after the runs trained together
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +43,7 @@ def _program(argv: Sequence[str]) -> None:
 
 
 def perform(task: dict[str, Any]) -> None:
-    """Does {'jobs': [as `written` gives them], 'together': whether they train as one program}.
+    """Does {'jobs': [as `written` gives them], 'together': as one program, 'threads': of it}.
 
     Raises:
       SystemExit: with STOPPED, after a SIGTERM and a checkpoint.
@@ -51,7 +52,7 @@ def perform(task: dict[str, Any]) -> None:
     work: dict[str, Callable[..., None]] = {'base': _base, 'sweep': _sweep, 'run': _run}
     with Stop() as stop:
         if task['together'] and len(jobs) > 1:
-            return _together(jobs, stop)
+            return _together(jobs, stop, task['threads'])
         for job in jobs:
             if not job.done:
                 work[job.kind](job, stop)
@@ -135,13 +136,11 @@ def _run(job: Job, stop: Stop) -> None:
         except FloatingPointError as error:
             return _write(job, {'diverged': str(error)})
         _check_finished(outcome.finished)
-        peak = memory.kept(place.folder / 'peak.json')
+        peak = cost.kept(place.folder / 'peak.json')
         built = built._replace(state=outcome.state)
-        _finish(job, built, place.folder, outcome, fed.held_text, _memory(job, built, fed, peak))
-
-
-def _memory(job: Job, built: Built, fed: feed.Feed, peak: int | None) -> dict[str, Any]:
-    return {'program': memory.program(job.config, built, fed), 'process': peak}
+        used = {'program': cost.alone(config, built, fed).program, 'process': peak}
+        own = {'memory': used, **_speed(outcome.ledger)}
+        _finish(job, built, place.folder, outcome, fed.held_text, own)
 
 
 def _check_finished(finished: bool) -> None:
@@ -155,9 +154,14 @@ def _finish(
     folder: pathlib.Path,
     outcome: loop.Outcome,
     held: Sequence[Any],
-    used: dict[str, Any],
+    own: dict[str, Any],
 ) -> None:
-    """Evaluates a trained run, writes its results.json and report, and then the job's file."""
+    """Evaluates a trained run, writes its results.json and report, and then the job's file.
+
+    Args:
+      held: the held-out windows of plain text.
+      own: what else the job's file is to hold.
+    """
     config, ledger = job.config, outcome.ledger
     probe = _probe(config, held)
     if held:  # each seed holds other windows out
@@ -170,11 +174,11 @@ def _finish(
     found = results.build(config, jp.count(outcome.state), ledger, before, after)
     rundir.write_json(folder / 'results.json', found)
     report.write(folder)
-    own = {'after': after, 'train': found['train'], 'forget': forgotten, 'memory': used}
     size = sum(file.stat().st_size for file in (folder / 'adapter').iterdir())
+    facts = {'rank': _rank(config), 'adapter_bytes': size, 'forget': forgotten, 'after': after}
     if held:
-        own['before'] = before
-    _write(job, {**own, **_speed(ledger), 'adapter_bytes': size, 'rank': _rank(config)})
+        facts['before'] = before
+    _write(job, {'train': found['train'], **own, **facts})
 
 
 def _speed(ledger: loop.Ledger) -> dict[str, Any]:
@@ -192,7 +196,7 @@ def _rank(config: Config) -> int | None:
     return ranks.pop() if len(ranks) == 1 else None
 
 
-def _together(jobs: Sequence[Job], stop: Stop) -> None:
+def _together(jobs: Sequence[Job], stop: Stop, threads: int) -> None:
     """Seeds or learning rates as one program; each member's files are those of a run alone.
 
     The one program has checkpoints of its own. They are of all its members, so those that are
@@ -204,8 +208,16 @@ def _together(jobs: Sequence[Job], stop: Stop) -> None:
     built = model.setup(config, fresh=False)
     examples = feed.examples(config, built.tokenizer)
     members = [sweep.Member(seed=j.config.optim.seed, lr=j.config.optim.lr) for j in jobs]
-    how: dict[str, Any] = {'folder': _folder(jobs), 'stop': stop, 'on_step': _progress(len(jobs))}
-    outcome = sweep.train(config, built, examples, members, **how)
+    outcome = sweep.train(
+        config,
+        built,
+        examples,
+        members,
+        folder=_folder(jobs),
+        stop=stop,
+        on_step=_progress(len(jobs)),
+        threads=threads or None,
+    )
     _check_finished(outcome.finished)
     for job, run in zip(jobs, outcome.runs, strict=True):
         if job.done:
@@ -215,7 +227,7 @@ def _together(jobs: Sequence[Job], stop: Stop) -> None:
         elif job.kind == 'sweep':
             _write(job, {'val_loss': run.ledger.best_loss, **_speed(run.ledger)})
         else:
-            _finish_member(job, built, examples, run)
+            _finish_member(job, built, examples, run, len(jobs))
 
 
 def _folder(jobs: Sequence[Job]) -> pathlib.Path:
@@ -226,7 +238,7 @@ def _folder(jobs: Sequence[Job]) -> pathlib.Path:
     return first.parent / f'together-{first.name}-{digest}'
 
 
-def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run) -> None:
+def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run, together: int) -> None:
     """A member's run folder as train.run leaves it, without checkpoints: it is finished."""
     config = job.config
     mine = built._replace(plan=model.make_plan(config, built.model, built.params), state=run.state)
@@ -241,8 +253,12 @@ def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run) -> No
         (place.folder / 'metrics.jsonl').write_text(text)
         outcome = loop.Outcome(run.state, run.ledger, True)
         fed = feed.from_examples(config, examples, built.mesh)
-        used = _memory(job, mine, fed, None)  # of this run alone; the process held all of them
-        _finish(job, mine, place.folder, outcome, _held(config, mine), used)
+        own: dict[str, Any] = {'steps': run.ledger.step, 'together': together}
+        if config.optim.seed == 0:  # the seeds cost the same
+            one = cost.alone(config, mine, fed, TIMED)
+            own |= {'seconds_per_step': one.seconds, 'tokens_per_second': one.tokens}
+            own |= {'memory': {'program': one.program, 'process': None}}
+        _finish(job, mine, place.folder, outcome, _held(config, mine), own)
 
 
 def _progress(members: int) -> Callable[[int, Any], None]:

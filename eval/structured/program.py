@@ -17,7 +17,10 @@ from eval.structured.task import Task, digest
 from train import results, rundir
 
 # What two commands of one study may differ in: where it goes, and how much of it is asked for.
-FREE = ('methods', 'seeds', 'run_dir', 'out', 'progress', 'traceback', 'eval_batch', 'data_dir')
+FREE = (
+    *('tasks', 'methods', 'seeds', 'eval_batch', 'data_dir'),
+    *('run_dir', 'out', 'progress', 'traceback'),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +79,10 @@ def check(flags: Flags) -> None:
         )
 
 
-def configuration(flags: Flags, base: Any, tasks: list[Task]) -> dict[str, Any]:
-    """All that a run's figures depend on, as JSON holds it."""
+def configuration(flags: Flags, base: Any) -> dict[str, Any]:
+    """All that a run's figures depend on, its task's data apart, as JSON holds it."""
     given = {k: v for k, v in dataclasses.asdict(flags).items() if k not in FREE}
-    found = given | {'base': checksum(base), 'data': {task.name: digest(task) for task in tasks}}
-    return json.loads(json.dumps(found))
+    return json.loads(json.dumps(given | {'base': checksum(base)}))
 
 
 def checksum(params: Any) -> str:
@@ -100,13 +102,18 @@ def folder(flags: Flags, name: str, config: dict[str, Any]) -> pathlib.Path:
     text = json.dumps(config, sort_keys=True).encode()
     tag = hashlib.sha256(text).hexdigest()[:8]
     path = pathlib.Path(flags.run_dir or f'runs/{name}-{tag}')
+    claim(path, config)
+    return path
+
+
+def claim(path: pathlib.Path, config: dict[str, Any]) -> None:
+    """Writes config.json into a new folder; refuses one that holds another configuration."""
     saved = path / 'config.json'
     if saved.exists():
         rundir.check_same(config, json.loads(saved.read_text()), path)
     else:
         path.mkdir(parents=True, exist_ok=True)
         rundir.write_json(saved, config)
-    return path
 
 
 def finish(
@@ -135,11 +142,13 @@ def finish(
     Returns:
       {"config", "versions", "notes", "tasks": {name: see `summary.of_task`}}, and `more`.
     """
-    config = configuration(flags, params, tasks)
-    whole = config | {'methods': list(flags.methods), 'seeds': flags.seeds}
+    config, data = configuration(flags, params), {task.name: digest(task) for task in tasks}
+    whole = config | {'methods': list(flags.methods), 'seeds': flags.seeds, 'data': data}
     if flags.out:
         files.check_free(pathlib.Path(flags.out), whole)
     place = folder(flags, name, config)
+    for task in tasks:
+        claim(place / task.name, {'data': data[task.name]})
     say(f'{place}')
     settings = Settings(
         flags.methods, flags.rank, flags.seeds, flags.steps, flags.batch, flags.eval_batch,

@@ -90,8 +90,8 @@ def verdicts(found: dict[str, Any]) -> list[str]:
     swap = gains.get('features -> other features')
     if swap:
         said.append(
-            f'Told the features of other texts, the trained {V2} has a loss {swap["mean"]:+.4f} '
-            f'nats higher{_interval(swap)}.'
+            f'Told the features of other texts, the trained {V2} changes its loss by '
+            f'{swap["mean"]:+.4f} nats{_interval(swap)}.'
         )
     suffix = found['suffix']
     if suffix:
@@ -127,7 +127,8 @@ def _compared(a: str, b: str, gain: dict[str, Any]) -> str:
     if low > 0:
         return f'{b} beats {a} by {size}.'
     if high < 0:
-        return f'{b} is WORSE than {a}, by {size}.'
+        worse = {'mean': -gain['mean'], 'interval': [-high, -low]}
+        return f'{b} is WORSE than {a}, by {worse["mean"]:.4f} nats{_interval(worse)}.'
     return f'{b} and {a} cannot be told apart: {gain["mean"]:+.4f} nats{_interval(gain)}.'
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import tyro
@@ -29,8 +30,8 @@ class Args:
     """Methods, each measured by itself."""
     k: int = 8
     """Runs."""
-    widths: tuple[int, ...] = (0, 1)
-    """Members at a time within the one program: 0 is all at once."""
+    ways: tuple[Literal['vmap', 'map', 'threads'], ...] = ('vmap', 'map', 'threads')
+    """All at once by jax.vmap; one by one; one by one in as many threads as there are cores."""
     rounds: int = 5
     """Timed rounds."""
     out: str = ''
@@ -70,7 +71,7 @@ def _program(argv: Sequence[str]) -> None:
     found = []
     for config in configs:
         print(f'{config.adapter.method}: {args.k} runs', flush=True)
-        found.append(bench.measure(config, args.k, args.rounds, args.widths))
+        found.append(bench.measure(config, args.k, args.rounds, args.ways))
     _show(found)
     if args.out:
         load = [round(x, 1) for x in os.getloadavg()]
@@ -81,16 +82,16 @@ def _program(argv: Sequence[str]) -> None:
 
 def _show(found: Sequence[dict]) -> None:
     table = Table(title='together / in turn; medians', title_justify='left')
-    for name in ('method', 'at a time'):
+    for name in ('method', 'together'):
         table.add_column(name)
     for name in ('a step', 'lowest', 'highest', 'a run', 'compile s', 'in turn', 'temporaries MB'):
         table.add_column(name, justify='right')
     for one in found:
-        for width, ratios in one['ratios'].items():
-            side = one['sides'][width]
+        for way, ratios in one['ratios'].items():
+            side = one['sides'][way]
             table.add_row(
                 one['method'],
-                'all' if width == '0' else width,
+                way,
                 *(f'{ratios[name]:.2f}' for name in ('step', 'lowest', 'highest', 'run')),
                 f'{side["compile"]:.1f}',
                 f'{one["sides"]["in turn"]["compile"]:.1f}',

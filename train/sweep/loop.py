@@ -12,7 +12,7 @@ from train import loop
 from train.config import Config
 from train.model import Built
 from train.stop import Stop
-from train.sweep import kept
+from train.sweep import kept, streams
 from train.sweep import lanes as lanes_lib
 from train.sweep.members import Member, config_of
 from train.sweep.state import Look, Run, Sweep
@@ -41,6 +41,7 @@ def train(
     on_eval: Callable[[Look], Iterable[int] | None] | None = None,
     on_step: Callable[[int, Mapping[int, float]], None] | None = None,
     width: int | None = None,
+    threads: int | None = None,
     folder: pathlib.Path | None = None,
     stop: Stop | None = None,
 ) -> Outcome:
@@ -54,9 +55,11 @@ def train(
       members: at least one; `groups` tells which can train together.
       on_eval: called after each validation; may return the numbers of members to drop.
       on_step: called after each update with its number and the training losses of the living.
-      width: members that the program works on at once, the others after them; 0: all. Activations
-        take the memory of so many runs. None: 1 on CPU, where one run fills the machine, all
-        elsewhere. No figure depends on it.
+      width: members that are mapped (`jax.vmap`) at once, the others after them; 0: all. None: 1 on
+        CPU, where more were slower and took the memory of so many runs, all elsewhere.
+      threads: host threads that take a part of the members each, on one CPU device. None: its
+        cores, elsewhere 1. No figure depends on width or threads; activations take the memory of
+        width * threads runs.
       folder: for checkpoints, every `config.run.save_steps` updates; the same call continues there.
       stop: a SIGTERM asked for an end: it comes after a checkpoint, with `finished` False.
 
@@ -70,7 +73,9 @@ def train(
     configs = _configs(config, members)
     began = time.perf_counter()
     lanes = lanes_lib.make(configs, examples, built.mesh)
-    sweep = Sweep(built, configs, members, lanes, _width(width))
+    if threads is None:
+        threads = streams.usual(built.mesh)
+    sweep = Sweep(built, configs, members, lanes, _width(width), threads)
     ending = stop.deferred() if stop else contextlib.nullcontext()
     with ending, kept.Kept(folder, configs) as checkpoints:
         first = checkpoints.restore(sweep) if checkpoints.found else sweep.start()

@@ -24,17 +24,25 @@ from train import optimizer, step
 from train.config import Config
 from train.model import Built
 from train.step import TrainState
+from train.sweep import streams
 
 Tree = Any
 
 
 class Programs(NamedTuple):
-    """The jitted programs, see above; `shapes` gives what `start` returns for K members."""
+    """The programs, see above.
+
+    Attributes:
+      start, update, validate: jitted; the last two perhaps over threads (train.sweep.streams).
+      shapes: `(keys, numbers)` -> what `start` returns, as shapes with shardings.
+      jitted: the update itself.
+    """
 
     start: Callable
     update: Callable
     validate: Callable
     shapes: Callable
+    jitted: Any
 
 
 def keys_of(configs: Sequence[Config]) -> jax.Array:
@@ -49,6 +57,7 @@ def compile_programs(
     own_batches: bool,
     with_numbers: Callable[[Mapping[str, Any]], Config],
     width: int = 0,
+    threads: int = 1,
 ) -> Programs:
     """Jits the programs; each compiles when it is first called with another number of members.
 
@@ -58,6 +67,8 @@ def compile_programs(
       steps: updates of the run, for the schedule.
       own_batches: each member has a batch of its own (seeds differ); else one serves all.
       with_numbers: the configuration with one member's (traced) numbers in it.
+      width: members that are mapped at once, the others after them; 0 for all.
+      threads: host threads that take a part of the members each.
     """
     mesh, model, tokenizer = built.mesh, built.model, built.tokenizer
 
@@ -90,15 +101,20 @@ def compile_programs(
         forward = models.bound(plan, model, tokenizer)
         return step.make_validate(forward)(params, consts, base, batch)
 
-    batch = 0 if own_batches else None
+    axes = (0, 0, 0, None, 0 if own_batches else None)
     start = meshes.within(mesh, jax.vmap(start_one, in_axes=(0, 0, None)))
-    update = meshes.within(mesh, _mapped(update_one, (0, 0, 0, None, batch), width))
-    validate = meshes.within(mesh, _mapped(validate_one, (0, 0, 0, None, batch), width))
     layouts, whole = _layouts(built, config, steps), meshes.replicated(mesh)
+    update = jax.jit(
+        meshes.within(mesh, _mapped(update_one, axes, width)),
+        donate_argnums=0,
+        out_shardings=(layouts[0], whole),
+    )
+    validate = jax.jit(meshes.within(mesh, _mapped(validate_one, axes, width)), out_shardings=whole)
     return Programs(
         start=jax.jit(start, out_shardings=layouts),
-        update=jax.jit(update, donate_argnums=0, out_shardings=(layouts[0], whole)),
-        validate=jax.jit(validate, out_shardings=whole),
+        update=streams.spread(update, axes, threads, mesh),
+        validate=streams.spread(validate, axes, threads, mesh),
+        jitted=update,
         shapes=lambda keys, numbers: jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
             jax.eval_shape(start, keys, numbers, built.params),

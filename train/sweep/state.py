@@ -73,7 +73,7 @@ class Sweep:
       configs: each member's.
       members: as asked.
       lanes: their data.
-      width: members at a time, 0 for all.
+      width, threads: see `train.sweep.train`.
 
     Attributes:
       slots: whose place is which: [slot] -> member.
@@ -90,6 +90,7 @@ class Sweep:
         members: Sequence[Member],
         lanes: lanes_lib.Lanes,
         width: int,
+        threads: int = 1,
     ):
         self.built, self.configs, self.members, self.lanes = built, configs, members, lanes
         self.numbers = members_lib.numbers(configs)
@@ -101,6 +102,7 @@ class Sweep:
             lanes.own,
             lambda numbers: members_lib.with_numbers(first, numbers),
             width,
+            threads,
         )
         self.slots = list(range(len(members)))
         self.logs = [Log() for _ in members]

@@ -49,7 +49,8 @@ class Options:
     max_params: int = 0
     """Refuse trials that would train more numbers than this, before training; 0: no limit."""
     together: int = 4
-    """Trials trained as one program. They share what decides shapes, the rank above all."""
+    """Trials trained as one program, which is compiled once. They share what decides shapes, the
+    rank above all, so a larger number sees fewer ranks."""
     pruner: Literal['median', 'hyperband', 'none'] = 'median'
     """median ends a trial whose best loss so far is worse than the median at that update."""
     startup: int = 5

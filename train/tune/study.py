@@ -1,7 +1,6 @@
 """Optuna's study in the search's folder: who asks, what was told, what a killed process left."""
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -68,12 +67,7 @@ def claim(folder: pathlib.Path, settings: Mapping[str, Any]) -> Iterator[None]:
       ValueError: for a folder of another search (naming what differs) or of a run, or one that
         another process works in.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / '.lock', 'w') as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f'another process works in {folder}; wait for it or stop it') from None
+    with rundir.lock(folder):
         saved = folder / 'tune.json'
         if (folder / 'config.json').exists():
             raise ValueError(f'{folder} holds a run of another program; give another --run_dir')
@@ -96,10 +90,13 @@ def open_study(folder: pathlib.Path) -> 'optuna.Study':
     """
     import optuna
     from optuna.trial import TrialState
+    from sqlalchemy.pool import NullPool
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = f'sqlite:///{folder.absolute() / "study.db"}'
     study = optuna.create_study(
-        storage=f'sqlite:///{folder.absolute() / "study.db"}',
+        # A connection an operation: none is left open, wherever an error leaves the search.
+        storage=optuna.storages.RDBStorage(url, engine_kwargs={'poolclass': NullPool}),
         study_name='tune',
         direction='minimize',
         load_if_exists=True,
