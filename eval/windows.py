@@ -221,7 +221,7 @@ def _shape(examples: Sequence[Example], size: int, multiple: int) -> Shape:
     labels.flat[: len(examples)] = [int(e.labelled.sum()) for e in examples]
     longest = int(lengths.max())
     return choose_shape(
-        [Block(lengths, labels, np.zeros_like(lengths))],
+        [Block(lengths, labels)],
         longest,
         packing=True,
         max_length=longest,

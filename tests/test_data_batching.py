@@ -280,7 +280,8 @@ def test_packed_loss_and_gradient_equal_the_unpacked():
     examples, results = _examples(24), []
     for packed in (True, False):
         batcher = Batcher(examples, 8, 0, packed, 96)
-        batcher.shape = packing.Shape(8, 96, batcher.shape.labels)  # the same for both: one compile
+        shape = packing.Shape(8, 96, batcher.shape.labels)  # the same for both: one compile
+        batcher.shapes = (shape,)
         batch = {n: jnp.asarray(a[0]) for n, a in batcher.at(1).items() if n != 'rows'}
         results.append((batch['segment_ids'], *value_and_grad(params, batch)))
     (packed_ids, loss, grads), (single_ids, want, wanted) = results

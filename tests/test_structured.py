@@ -77,7 +77,7 @@ def test_ranks_are_the_nearest_to_v2s_count(toy, rank):
 def test_one_program_trains_every_rate_and_seed_as_the_trainer_does(toy):
     model, params = tiny.base()
     one = engine.Engine(model, params, fitted(V2, toy), OPTIM, steps=5)
-    shape, _ = shared_shapes([engine.batcher(toy.train, 8, seed, 5) for seed in (0, 1)])
+    (shape,), _ = shared_shapes([engine.batcher(toy.train, 8, seed, 5) for seed in (0, 1)])
     first = one.train(toy.train, shape, 3e-2, 0)
     found = one.train(toy.train, shape, 1e-2, 1)
     assert one._programs.update._cache_size() == 1

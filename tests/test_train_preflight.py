@@ -1,5 +1,6 @@
 """The preflight: memory, arithmetic and traffic of the real update, compiled from shapes."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -56,15 +57,20 @@ def test_memory_is_all_accounted_for(lora):
 
 
 def test_shapes_are_those_of_a_real_run(tiny, lora):
-    """The same program from arrays: what the preflight lays out is what `train.run` loads."""
+    """The same program from arrays: what the preflight lays out is what `train.run` loads.
+
+    It takes examples of full length, which share nothing.
+    """
     job, found = lora
+    apart = dataclasses.replace(job.config.data, share_prefix=False)
+    config = dataclasses.replace(job.config, data=apart)
     built = model.setup(job.config)
     at = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), tree)
     assert at(built.params) == at(job.base)
     assert at(built.state.params) == at(job.train.params)
     real = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(built.params))
     assert real == found['memory']['base']
-    data = feed.make(job.config, built.tokenizer, built.mesh)
+    data = feed.make(config, built.tokenizer, built.mesh)
     shape = program.shape_of(job, 8)
     batch = data.at(0).arrays
     asked = program.batch_of(job, shape)

@@ -65,7 +65,7 @@ def test_accumulated_micro_batches_equal_the_big_batch_and_the_definition(folder
 
     def loss(params):
         state = jp.State(params, built.state.consts)
-        where = {name: batch[name] for name in ('positions', 'segment_ids')}
+        where = train_tiny.where(batch)
         logits = built.forward(state, {'params': built.params}, batch['tokens'], **where)
         flat = logits.reshape(-1, logits.shape[-1])[batch['select']]
         each = optax.softmax_cross_entropy_with_integer_labels(flat, batch['labels'])

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 import jaxpeft as jp
+from jaxpeft.models.spread import Spread
 from train import config as configs
 
 TEXT = """Below is an instruction that describes a task . Write response appropriately completes the
@@ -35,6 +36,14 @@ def compiled_once():
         yield
     finally:
         jax.config.update('jax_compilation_cache_dir', None)
+
+
+def where(batch):
+    """What a forward pass over a micro-batch is told beside its tokens."""
+    told = {name: batch[name] for name in ('positions', 'segment_ids')}
+    if 'take' in batch:
+        told['spread'] = Spread(batch['take'], batch['back'])
+    return told
 
 
 def write_tokenizer(folder: pathlib.Path) -> int:

@@ -1,4 +1,4 @@
-"""Batches as a pure function of the step: fixed shapes, the same examples packed or not.
+"""Batches as a pure function of the step: few shapes, the same examples packed or not.
 
 The run's examples are one stream: the permutation of epoch 0, then that of epoch 1, and so on,
 each drawn from `np.random.default_rng([seed, epoch])`. Update s takes places s*U to (s+1)*U of the
@@ -7,18 +7,22 @@ of an epoch ends with the first rows of the next), and nothing but the step is n
 """
 
 import functools
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
+from train import forest
 from train import packing as packing_lib
 from train.encoding import Example
-from train.packing import Shape, round_up
-from train.shapes import Block, choose_shape
+from train.packing import round_up
+from train.shapes import PROGRAMS, Block, Needs, choose_shape, cost, forest_shapes
+
+Shape = packing_lib.Shape | forest.Shape
 
 BLOCK = 16_384  # micro-batches whose lengths are simulated at once: bounds the memory of long runs
+SAVED = 0.97  # of the cost of packed rows: copying tokens to and fro for less would not pay
 
 
 class Batcher:
@@ -35,15 +39,16 @@ class Batcher:
       row_multiple: R is a multiple of it (the number of devices that share the rows: data * fsdp).
       epochs: how far the run goes; the fixed shape is chosen for exactly its updates.
       steps: the same in updates; wins over `epochs`.
-      prefix: int32 tokens that many examples begin with; as many as pay stand once a packed row
-        (`train.sharing`).
       even: the row width at which attention takes as long as the rest of the model, for the choice
         of the shape.
+      share: tokens that examples begin with may stand once (`train.forest`), where that is cheaper;
+        needs `even`.
 
     Attributes:
       steps: updates in the run.
       steps_per_epoch: updates in an epoch, rounded up.
-      shape: Shape(rows, width, labels, shared) of a micro-batch.
+      shapes: of a micro-batch, the smallest first: one train.packing.Shape, or a few
+        train.forest.Shape, of which an update takes the first that it fits.
 
     Raises:
       ValueError: no examples, or a batch, grad_acc, row_multiple or length of run below 1.
@@ -61,8 +66,8 @@ class Batcher:
         row_multiple: int = 1,
         epochs: float = 1.0,
         steps: int | None = None,
-        prefix: np.ndarray = packing_lib.NOTHING,
         even: int | None = None,
+        share: bool = False,
     ):
         if not len(examples):
             raise ValueError('no examples to make batches of')
@@ -75,19 +80,18 @@ class Batcher:
                 raise ValueError(f'{name} must be at least 1, got {value}')
         self.examples, self.batch, self.seed, self.packing = examples, batch, seed, packing
         self.max_length, self.grad_acc, self.row_multiple = max_length, grad_acc, row_multiple
-        self.prefix, self.even = prefix, even
+        self.even = even
         self.steps_per_epoch = -(-len(examples) // self.update)
         self.steps = self.steps_for(epochs) if steps is None else steps
         if self.steps < 1:
             raise ValueError(f'a run must have at least 1 step, got {epochs=}, {steps=}')
         self._lengths = np.array([len(e.tokens) for e in examples], np.int64)
         self._labels = np.array([int(e.labelled.sum()) for e in examples], np.int64)
-        self._shared = np.array([packing_lib.common(e, prefix) for e in examples], np.int64)
+        self._texts = forest.Texts(examples) if share and packing else None
         self._order = functools.lru_cache(maxsize=2)(
             self._draw
         )  # at() asks for the same epoch again
-        used = self._stream(np.arange(min(self.steps * self.update, len(examples))))
-        self.shape = self._choose(_Blocks([self]), int(self._lengths[used].max()))
+        self.shapes = shared_shapes([self])[0]
 
     @property
     def update(self) -> int:
@@ -95,20 +99,27 @@ class Batcher:
         return self.batch * self.grad_acc
 
     @property
-    def occupancy(self) -> float:
-        """The part of the [R, T] positions that hold tokens, averaged over an epoch.
+    def shape(self) -> Shape:
+        """The largest of the shapes."""
+        return self.shapes[-1]
 
-        What examples share counts once a row; then it is the average over the first BLOCK batches.
+    @property
+    def forests(self) -> tuple[forest.Shape, ...]:
+        """The shapes, where they are forests'; else none."""
+        return tuple(shape for shape in self.shapes if isinstance(shape, forest.Shape))
+
+    @property
+    def occupancy(self) -> float:
+        """The part of the places for tokens that hold some, averaged over an epoch.
+
+        In a forest: over the first BLOCK micro-batches, and of the largest tree of each.
         """
-        slots = self.shape.rows * self.shape.width
-        if not self.shape.shared:
-            return float(self._lengths.mean()) * self.batch / slots
-        lengths, _, shared = next(self._blocks())
-        row, _ = packing_lib.place(lengths, shared, self.shape.width, self.shape.shared)
-        sharing = shared >= self.shape.shared
-        rows = np.where(sharing, row + 1, 0).max(axis=1)  # those that share lie in the first ones
-        saved = (sharing.sum(axis=1) - rows) * self.shape.shared
-        return float((lengths.sum(axis=1) - saved).mean()) / slots
+        if isinstance(self.shape, packing_lib.Shape):
+            return float(self._lengths.mean()) * self.batch / (self.shape.rows * self.shape.width)
+        chosen = next(self._blocks())
+        tokens = self._updates(self._place(chosen, self.shape.width).tokens)
+        sizes = np.array([shape.tokens for shape in self.forests])
+        return float(tokens.sum() / sizes[np.searchsorted(sizes, tokens)].sum())
 
     def steps_for(self, epochs: float) -> int:
         """Updates that go through the data `epochs` times; the last one may reach beyond."""
@@ -124,25 +135,53 @@ class Batcher:
             [self._order(int(e))[offsets[epochs == e]] for e in np.unique(epochs)]
         )
 
-    def _choose(self, blocks: Iterable[Block], longest: int) -> Shape:
-        return choose_shape(
-            blocks,
-            longest,
-            packing=self.packing,
-            max_length=self.max_length,
-            row_multiple=self.row_multiple,
-            depths=packing_lib.depths(self._shared),
-            even=self.even,
-        )
-
-    def _blocks(self) -> Iterator[Block]:
-        """All micro-batches of the run, BLOCK of them at a time."""
-        total = self.steps * self.grad_acc
-        for first in range(0, total, BLOCK):
-            numbers = np.arange(first, min(first + BLOCK, total))
+    def _blocks(self) -> Iterator[np.ndarray]:
+        """[M, batch], the examples of all micro-batches of the run, about BLOCK of them a time."""
+        total, whole = self.steps * self.grad_acc, round_up(BLOCK, self.grad_acc)
+        for first in range(0, total, whole):
+            numbers = np.arange(first, min(first + whole, total))
             places = numbers[:, None] * self.batch + np.arange(self.batch)
-            chosen = self._stream(places.ravel()).reshape(places.shape)
-            yield Block(self._lengths[chosen], self._labels[chosen], self._shared[chosen])
+            yield self._stream(places.ravel()).reshape(places.shape)
+
+    def _eval_blocks(self) -> Iterator[np.ndarray]:
+        """[M, batch], those of `eval_batches`; -1 for none."""
+        count = len(self.examples)
+        slots = np.arange(round_up(count, self.batch)).reshape(-1, self.batch)
+        yield np.where(slots < count, slots, -1)
+
+    def _counts(self, chosen: np.ndarray) -> Block:
+        """Tokens and labels of some examples; none of -1."""
+        there = chosen >= 0
+        return Block(*(np.where(there, a[chosen], 0) for a in (self._lengths, self._labels)))
+
+    def _place(self, chosen: np.ndarray, width: int) -> forest.Places:
+        assert self._texts is not None
+        return forest.place(self._texts, chosen, self.row_multiple, width)
+
+    def _updates(self, each: np.ndarray) -> np.ndarray:
+        """Of each update the largest of its micro-batches' numbers."""
+        return each.reshape(-1, self.grad_acc).max(axis=1)
+
+    def _needs(self, evaluated: bool, width: int) -> Needs:
+        """What the run's updates (or the batches of `eval_batches`) need in forests."""
+        each: list[tuple[np.ndarray, np.ndarray]] = []
+        labels = 0
+        for chosen in self._eval_blocks() if evaluated else self._blocks():
+            places = self._place(chosen, width)
+            labels = max(labels, int(self._counts(chosen).labels.sum(axis=1).max()))
+            each.append((places.tokens, places.rows))
+        tokens, rows = map(np.concatenate, zip(*each, strict=True))
+        if not evaluated:
+            tokens, rows = self._updates(tokens), self._updates(rows)
+        return Needs(tokens, rows, labels, width)
+
+    def fits(self, step: int) -> int:
+        """Which of the shapes is the first that update `step` fits."""
+        sizes = [shape.tokens for shape in self.forests]
+        if len(sizes) < 2:
+            return 0
+        most = int(self._place(self.indices(step), self.shape.width).tokens.max())
+        return next(k for k, size in enumerate(sizes) if most <= size)
 
     def indices(self, step: int) -> np.ndarray:
         """[G, batch] int64: which examples form update `step`, the same packed or not.
@@ -159,28 +198,40 @@ class Batcher:
         """Tokens of the examples of update `step`, each counted whole, whatever they share."""
         return int(self._lengths[self.indices(step)].sum())
 
-    def at(self, step: int) -> dict[str, np.ndarray]:
+    def at(self, step: int, least: int = 0) -> dict[str, np.ndarray]:
         """Update `step` (from 0): every array has a leading axis G = grad_acc.
 
+        Args:
+          step: which.
+          least: take shapes[least] or a larger one: other runs share its program.
+
         Returns:
-          tokens, positions, segment_ids: int32 [G, R, T]; select, labels: int32 [G, N];
-          weights: float32 [G, N]; shared: int32 [G, R] where `shape.shared` (see
-          train.packing.fill);
+          The arrays of train.packing.fill, or of train.forest.fill, of each micro-batch; and
           rows: int32 [G, batch], the examples' row numbers.
 
         Raises:
           ValueError: `step` lies outside the run that the shapes were chosen for.
         """
-        micro = [
-            self._batch([self.examples[i] for i in part], self.shape) for part in self.indices(step)
-        ]
+        chosen = self.indices(step)
+        shape = self.shapes[max(least, self.fits(step))]
+        micro = self._batches(chosen, shape)
         return {name: np.stack([m[name] for m in micro]) for name in micro[0]}
 
-    def _batch(self, chosen: Sequence[Example], shape: Shape) -> dict[str, np.ndarray]:
-        rows = np.full(self.batch, -1, np.int32)
-        rows[: len(chosen)] = [example.row for example in chosen]
-        arrays = packing_lib.fill(chosen, shape, self.packing, self.prefix)
-        return arrays | {'rows': rows}
+    def _batches(self, chosen: np.ndarray, shape: Shape) -> list[dict[str, np.ndarray]]:
+        """The micro-batches of these examples [M, batch], -1 for none (the last ones)."""
+        places = self._place(chosen, shape.width) if isinstance(shape, forest.Shape) else None
+        found = []
+        for m, numbers in enumerate(chosen):
+            examples = [self.examples[i] for i in numbers if i >= 0]
+            rows = np.full(self.batch, -1, np.int32)
+            rows[: len(examples)] = [example.row for example in examples]
+            if isinstance(shape, forest.Shape):
+                assert places is not None
+                arrays = forest.fill(examples, places, shape, m)
+            else:
+                arrays = packing_lib.fill(examples, shape, self.packing)
+            found.append(arrays | {'rows': rows})
+        return found
 
     def eval_batches(self, shape: Shape | None = None) -> Iterator[dict[str, np.ndarray]]:
         """Every example once, in order: arrays as those of `at` without the axis G, of one shape.
@@ -190,35 +241,56 @@ class Batcher:
         Args:
           shape: of several batchers in common, from `shared_shapes`; None takes the smallest.
         """
-        shape = shape or self._choose([self._eval_block()], int(self._lengths.max()))
-        for first in range(0, len(self.examples), self.batch):
-            yield self._batch(self.examples[first : first + self.batch], shape)
-
-    def _eval_block(self) -> Block:
-        """The batches of `eval_batches`."""
-        count = len(self.examples)
-        slots = np.arange(round_up(count, self.batch)).reshape(-1, self.batch)
-        numbers = (self._lengths, self._labels, self._shared)
-        return Block(*(np.append(a, 0)[np.minimum(slots, count)] for a in numbers))
+        shape = shape or shared_shapes([self])[1]
+        for chosen in next(self._eval_blocks()):
+            yield from self._batches(chosen[None], shape)
 
 
-class _Blocks:
-    """The micro-batches of the runs of some batchers, drawn anew each time they are read."""
-
-    def __init__(self, batchers: Sequence[Batcher]):
-        self.batchers = batchers
-
-    def __iter__(self) -> Iterator[Block]:
-        return itertools.chain.from_iterable(b._blocks() for b in self.batchers)
-
-
-def shared_shapes(batchers: Sequence[Batcher]) -> tuple[Shape, Shape]:
-    """The smallest shapes that hold every batch of several runs: of `at`, of `eval_batches`.
+def shared_shapes(batchers: Sequence[Batcher]) -> tuple[tuple[Shape, ...], Shape]:
+    """The shapes that hold every batch of several runs: of `at`, and the one of `eval_batches`.
 
     Runs of one program (train.sweep) need arrays of one shape; which examples form an update does
-    not depend on it. The batchers differ in seed and examples, not in their settings or prefix.
+    not depend on it. The batchers differ in seed and examples, not in their settings.
     """
-    first = batchers[0]
-    longest = max(int(b._lengths.max()) for b in batchers)
-    held = [b._eval_block() for b in batchers]
-    return first._choose(_Blocks(batchers), longest), first._choose(held, longest)
+    return _shapes(batchers, False), _shapes(batchers, True)[-1]
+
+
+def _shapes(batchers: Sequence[Batcher], evaluated: bool) -> tuple[Shape, ...]:
+    one = batchers[0]
+    blocks = _Counts(batchers, evaluated)
+    longest = max(int(block.lengths.max()) for block in blocks)
+    plain = choose_shape(
+        blocks,
+        longest,
+        packing=one.packing,
+        max_length=one.max_length,
+        row_multiple=one.row_multiple,
+        even=one.even,
+    )
+    if one._texts is None or one.even is None:
+        return (plain,)
+    width = round_up(longest - 1, 8)  # the last token of an example predicts nothing
+    needs = [batcher._needs(evaluated, width) for batcher in batchers]
+    tokens, rows = ([each[i] for each in needs] for i in range(2))
+    joint = Needs(_largest(tokens), _largest(rows), max(each.labels for each in needs), width)
+    programs = 1 if evaluated else PROGRAMS
+    shapes = forest_shapes(joint, row_multiple=one.row_multiple, even=one.even, programs=programs)
+    return shapes if cost(shapes[-1], one.even) < SAVED * cost(plain, one.even) else (plain,)
+
+
+def _largest(each: Sequence[Any]) -> np.ndarray:
+    """Update by update; runs of unequal length (of `eval_batches`) are as long as the longest."""
+    longest = max(map(len, each))
+    return np.max([np.pad(a, (0, longest - len(a))) for a in each], axis=0)
+
+
+class _Counts:
+    """The micro-batches of some batchers as numbers, drawn anew each time they are read."""
+
+    def __init__(self, batchers: Sequence[Batcher], evaluated: bool):
+        self._batchers, self._evaluated = batchers, evaluated
+
+    def __iter__(self) -> Iterator[Block]:
+        for batcher in self._batchers:
+            chosen = batcher._eval_blocks() if self._evaluated else batcher._blocks()
+            yield from map(batcher._counts, chosen)

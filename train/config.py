@@ -119,8 +119,8 @@ class Data:
     packing: bool = True
     """Several examples in one row, each blind to the others; the updates hold the same examples."""
     share_prefix: bool = True
-    """Of --packing: what the prompts begin with stands once a row instead of once an example. Loss
-    and gradients are the same. Off by itself where a method, a window or a kernel rules it out."""
+    """Of --packing: what prompts begin with stands once a batch, not once an example. Loss and
+    gradients are the same. Off by itself where a method reads the row as it is laid out."""
     skip_bad_rows: bool = False
     """Leave malformed rows out, counted and reported, instead of stopping at the first."""
     val_size: int = 120

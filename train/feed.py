@@ -129,12 +129,16 @@ def examples(
 def describe(feed: Feed) -> str:
     """One line on the amount of data and how it is batched."""
     batcher = feed.batcher
-    shape = batcher.shape
-    once = f'; the {shape.shared} tokens that prompts begin with stand once a row'
+    places = ' x '.join(map(str, batcher.shape[:2]))
+    if batcher.forests:
+        trees = batcher.shape[0]
+        places = ' or '.join(f'{one.tokens:,}' for one in batcher.forests)
+        places = f'{trees} x ({places})' if trees > 1 else places
+    once = '; what prompts begin with stands once' if batcher.forests else ''
     return (
         f'{len(batcher.examples):,} rows to train on; {feed.steps:,} updates of {batcher.update} '
-        f'examples in micro-batches of {shape.rows} x {shape.width} tokens, '
-        f'{100 * batcher.occupancy:.0f} % of them used' + (once if shape.shared else '')
+        f'examples in micro-batches of {places} tokens, {100 * batcher.occupancy:.0f} % of them '
+        f'used{once}'
     )
 
 
@@ -156,7 +160,7 @@ def batchers(config: Config, examples: list, mesh: Mesh) -> tuple[Batcher, Batch
         'packing': config.data.packing,
         'max_length': config.data.max_length,
         'row_multiple': meshes.row_multiple(mesh),
-        **sharing.layout(config, examples, mesh)._asdict(),
+        **sharing.layout(config)._asdict(),
     }
     batcher = Batcher(
         training,

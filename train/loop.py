@@ -63,14 +63,16 @@ def train(config: Config, built: Built, feed: Feed, folder: pathlib.Path, stop: 
         first = ledger.step
         lines = record.Record(folder, first, config, wandb)
         with lines, Progress(ledger, feed.steps) as progress:
-            fed = feed.at(first)
+            fed, compiled = feed.at(first), set[tuple[int, ...]]()
             while fed is not None and not ledger.stopped and not stop.asked:
                 began = time.perf_counter()
                 now, pending = programs.update(now, consts, built.params, fed.arrays)
                 following = feed.at(ledger.step + 1)  # the host packs while the devices work
                 metrics = finite(jax.device_get(pending), fed, ledger.step + 1)
                 took = time.perf_counter() - began
-                ledger = ledger.after(fed.tokens, fed.examples, took, warm=ledger.step > first)
+                shape = fed.arrays['tokens'].shape  # a program is compiled for each
+                ledger = ledger.after(fed.tokens, fed.examples, took, warm=shape in compiled)
+                compiled.add(shape)
                 if validates(config, feed, ledger.step):
                     loss, spent = validation_loss(programs, now, consts, built, feed)
                     ledger = ledger.judged(loss, config.validation.early_stop_patience, spent)

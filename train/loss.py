@@ -1,12 +1,14 @@
 """The language-model loss: a sum over labelled tokens and their number, never a mean of means."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 import jaxpeft as jp
 from jaxpeft.base import Tree
+from jaxpeft.models.spread import Spread
 
 
 def lm_loss(
@@ -26,15 +28,17 @@ def lm_loss(
       state: the adapter.
       params: the base's parameters.
       batch: `tokens`, `positions`, `segment_ids` [R, T] int32; `select`, `labels` [N] int32 (flat
-        positions before the labelled tokens); `weights` [N] float32, 0 for padding; `shared` where
-        examples share tokens (see `train.packing.fill`); and `side` where the adapters are told
+        positions before the labelled tokens); `weights` [N] float32, 0 for padding; of a forest
+        also `take` and `back` (see `train.forest.fill`); and `side` where the adapters are told
         more than the tokens, as `forward` takes it.
       dropout_key: None means no dropout.
 
     Returns:
       Two float32 scalars.
     """
-    side = {'side': batch['side']} if 'side' in batch else {}
+    more: dict[str, Any] = {'side': batch['side']} if 'side' in batch else {}
+    if 'take' in batch:
+        more['spread'] = Spread(batch['take'], batch['back'])
     nll = forward(
         state,
         {'params': params},
@@ -43,8 +47,8 @@ def lm_loss(
         segment_ids=batch['segment_ids'],
         select=batch['select'],
         labels=batch['labels'],
-        packed='shared' not in batch,  # then `train.packing` lays out every example as one run
+        packed=True,  # attention's rows hold every example as one run
         dropout_key=dropout_key,
-        **side,
+        **more,
     )
     return jnp.sum(nll * batch['weights']), jnp.sum(batch['weights'])

@@ -58,7 +58,7 @@ def pretrain(
     plan = jp.compose(model, params, 'full')
     fitted = Fitted(Arm('full', 'full'), plan, {}, sum(x.size for x in jax.tree.leaves(params)))
     engine = Engine(model, params, fitted, Optim(batch=batch, warmup=0.05), steps)
-    shape, _ = shared_shapes([batcher(rows, batch, seed, steps)])
+    (shape,), _ = shared_shapes([batcher(rows, batch, seed, steps)])
     found = engine.train(rows, shape, RATE, seed, advance)
     last = found.losses[-max(steps // 10, 1) :]
     return jp.merge(plan, found.state, params), float(last.mean())

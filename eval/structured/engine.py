@@ -21,9 +21,8 @@ from eval.structured.task import Part
 from jaxpeft.structure import NAME
 from train import mesh as meshes
 from train import optimizer
-from train.batching import Batcher
+from train.batching import Batcher, Shape
 from train.config import Optim
-from train.packing import Shape
 from train.step import Programs, compile_programs
 
 HOST = ('rows',)
@@ -168,7 +167,7 @@ class Engine:
 
     def _feed(self, one: Part, shape: Shape, seed: int) -> Iterator[tuple[Batch, int]]:
         order = batcher(one, self.optim.batch, seed, self.steps)
-        order.shape = shape
+        order.shapes = (shape,)
         for step in range(self.steps):
             batch = order.at(step)
             tokens = int((batch['segment_ids'] != 0).sum())

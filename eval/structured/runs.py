@@ -18,7 +18,7 @@ from eval.structured import suffix
 from eval.structured.arms import Arm, Fitted
 from eval.structured.engine import Batch, Engine
 from eval.structured.task import Task
-from train.packing import Shape
+from train.batching import Shape
 from train.rundir import write_json
 
 SWEEP_SEED = 1000  # of the runs that choose a rate: none of the seeds that are reported

@@ -49,7 +49,7 @@ def run(
         for seed in (runs.SWEEP_SEED, *range(settings.seeds))
     ]
     size = settings.eval_batch
-    shape, _ = shared_shapes(orders)
+    (shape,), _ = shared_shapes(orders)
     _, measured = shared_shapes([eval_batcher(one, size) for one in (task.valid, task.test)])
     place = folder / task.name
     bench = Bench(model, params, task, control(task), shape, measured, settings, place, say)

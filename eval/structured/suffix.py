@@ -12,7 +12,7 @@ import numpy as np
 import jaxpeft as jp
 from eval.structured.engine import Engine, eval_batcher, with_features
 from eval.structured.task import Hidden, Part
-from train.packing import Shape
+from train.batching import Shape
 
 TOLERANCE = 1e-4  # nats; the same program on another suffix: float32 gives 1e-6 at most
 

@@ -18,7 +18,7 @@ from jaxpeft import base
 
 TARGETS = ('core',)
 TRAINING_ONLY = True  # validation and evaluation leave the rule out
-WHOLE_EXAMPLES = True  # groups are cut from the row: a prefix that examples share would be far away
+WHOLE_EXAMPLES = True  # groups are cut from the row: copies of a shared token see different keys
 
 
 def s2(*, group: int = 2048, stack: tuple[int, ...] = ()) -> base.Override:

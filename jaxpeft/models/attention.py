@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.models import kernels
+from jaxpeft.models.spread import Spread
 
 Array = jax.Array
-# The segment of a key that every token sees, whatever its position: a learned prefix, or tokens
-# that the examples of a packed row share. Among themselves they see what any segment's tokens see.
+# The segment of a key that every token sees, whatever its position: a learned prefix.
 EVERYONE = -1
 
 
@@ -28,6 +28,8 @@ class Context(NamedTuple):
         positions.
       slot: int32 scalar, where the new keys go in the cache; None without one.
       kernel: what may run in place of the plain attention; static.
+      spread: how tokens that stand once become the queries and keys; None where each has its own.
+      places: [G, P] int32, then the positions of those tokens.
     """
 
     q_pos: Array
@@ -38,6 +40,13 @@ class Context(NamedTuple):
     sin: Array | None = None
     slot: Array | None = None
     kernel: kernels.Kernel | None = None
+    spread: Spread | None = None
+    places: Array | None = None
+
+    @property
+    def token_pos(self) -> Array:
+        """The positions of the tokens that linear layers see: [B, T], or [G, P]."""
+        return self.q_pos if self.places is None else self.places
 
 
 class LayerInputs(NamedTuple):
@@ -58,14 +67,13 @@ def visible(
 ) -> Array:
     """[B, T, S] bool: same segment, not padding, not in the future, and inside the window.
 
-    A key of segment `EVERYONE` is seen by every query of another segment that is not padding.
+    A key of segment `EVERYONE` is seen by every query that is not padding.
     """
     distance = q_pos[:, :, None] - k_pos[:, None, :]
     same = (q_seg[:, :, None] == k_seg[:, None, :]) & (k_seg != 0)[:, None, :]
     mask = same & (distance >= 0)
     mask = mask if window is None else mask & (distance < window)
-    outside = (q_seg != 0) & (q_seg != EVERYONE)
-    return mask | ((k_seg == EVERYONE)[:, None, :] & outside[:, :, None])
+    return mask | ((k_seg == EVERYONE)[:, None, :] & (q_seg != 0)[:, :, None])
 
 
 class Attention(nn.Module):

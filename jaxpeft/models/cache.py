@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxpeft.models.attention import Context
 from jaxpeft.models.config import ModelConfig
+from jaxpeft.models.spread import Spread, out
 
 Array = jax.Array
 Cache = dict[str, Any]
@@ -43,16 +44,25 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype: Any) -> Cach
 
 
 def context(
-    tokens: Array, positions: Array | None, segment_ids: Array | None, cache: Cache | None
+    tokens: Array,
+    positions: Array | None,
+    segment_ids: Array | None,
+    cache: Cache | None,
+    spread: Spread | None = None,
 ) -> Context:
     """Positions and segments of queries and keys; fills in the defaults.
 
     Segments default to 1 everywhere. Positions count from 0 within each run of one segment; with a
     cache the run goes on from the tokens of that segment that the cache already holds.
 
+    With a `spread`, tokens and positions are `[G, P]`, each token once, and segments are those of
+    attention's rows `[G, R, T]`.
+
     Raises:
       ValueError: shapes disagree, or more tokens come than the cache has slots.
     """
+    if spread is not None:
+        return _spread_context(tokens, positions, segment_ids, cache, spread)
     for name, value in (('positions', positions), ('segment_ids', segment_ids)):
         if value is not None and value.shape != tokens.shape:
             raise ValueError(
@@ -75,6 +85,26 @@ def context(
         k_seg=jax.lax.dynamic_update_slice(cache['seg'], seg, start),
         slot=cache['index'],
     )
+
+
+def _spread_context(
+    tokens: Array,
+    positions: Array | None,
+    segment_ids: Array | None,
+    cache: Cache | None,
+    spread: Spread,
+) -> Context:
+    if positions is None or segment_ids is None or cache is not None:
+        raise ValueError('spread needs positions and segment_ids, and knows no cache')
+    shapes = (positions.shape, spread.back.shape, segment_ids.shape)
+    if shapes != (tokens.shape, tokens.shape, spread.take.shape):
+        raise ValueError(
+            f'with spread, tokens {tokens.shape}, positions and spread.back are [G, P], and '
+            f'segment_ids as spread.take {spread.take.shape} [G, R, T]; got {shapes}'
+        )
+    seg = segment_ids.reshape(-1, segment_ids.shape[-1])
+    pos = out(spread, positions)
+    return Context(q_pos=pos, q_seg=seg, k_pos=pos, k_seg=seg, spread=spread, places=positions)
 
 
 def run_positions(seg: Array) -> Array:

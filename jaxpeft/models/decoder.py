@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.models import cache as caches
+from jaxpeft.models import spread as spreads
 from jaxpeft.models.activations import gated
 from jaxpeft.models.attention import Attention, Context, LayerInputs, with_kernel
 from jaxpeft.models.config import ModelConfig
@@ -24,6 +25,7 @@ from jaxpeft.models.head import Embed, make_head, run_head
 from jaxpeft.models.norms import RMSNorm
 from jaxpeft.models.rope import angles, rotate
 from jaxpeft.models.sharding import split_looked_up, split_rows
+from jaxpeft.models.spread import Spread
 from jaxpeft.models.stack import layer_inputs, run_layers
 
 Array = jax.Array
@@ -51,6 +53,7 @@ class SelfAttention(nn.Module):
             q = RMSNorm(c.norm_eps, self.param_dtype, name='q_norm')(q)
             k = RMSNorm(c.norm_eps, self.param_dtype, name='k_norm')(k)
         q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
+        q, k, v = (spreads.out(ctx.spread, y) for y in (q, k, v))
         out = Attention(c.head_dim**-0.5, ctx, layer, name='core')(
             q,
             caches.extend(layer.k, k, ctx.slot),
@@ -61,7 +64,7 @@ class SelfAttention(nn.Module):
             k_seg=ctx.k_seg,
             window=layer.window,
         )
-        out = out.reshape(*x.shape[:-1], c.num_heads * c.head_dim)
+        out = spreads.home(ctx.spread, out).reshape(*x.shape[:-1], c.num_heads * c.head_dim)
         new = None if ctx.slot is None else (k, v)
         return _dense(self, c.hidden_size, 'o_proj', c.o_bias)(out), new
 
@@ -123,7 +126,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
-        cos, sin = angles(self.config, ctx.q_pos)
+        cos, sin = angles(self.config, ctx.token_pos)
         x = split_looked_up(self.embed_tokens(tokens))
         x, new = run_layers(self, Block, 'layers', x, layers, ctx._replace(cos=cos, sin=sin))
         return self.norm(x), new
@@ -159,9 +162,10 @@ class Decoder(nn.Module):
         select: Array | None = None,
         labels: Array | None = None,
         packed: bool = False,
+        spread: Spread | None = None,
     ):
         """tokens: [B, T] int32 -> float32 logits [B, T, V] (and the new cache if one is given)."""
-        ctx = caches.context(tokens, positions, segment_ids, cache)
+        ctx = caches.context(tokens, positions, segment_ids, cache, spread)
         ctx = with_kernel(self, ctx, positions, segment_ids, packed)
         hidden, new = self.model(tokens, ctx, layer_inputs(self.config, cache))
         out = run_head(self, _logits, hidden, select, labels, _head(self))

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.models import cache as caches
+from jaxpeft.models import spread as spreads
 from jaxpeft.models.activations import activation
 from jaxpeft.models.attention import Attention, Context, LayerInputs, with_kernel
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.head import Embed, make_head, run_head
 from jaxpeft.models.norms import LayerNorm
 from jaxpeft.models.sharding import split_looked_up, split_rows
+from jaxpeft.models.spread import Spread
 from jaxpeft.models.stack import layer_inputs, run_layers
 
 Array = jax.Array
@@ -44,7 +46,9 @@ class SelfAttention(nn.Module):
             dense = _dense(self, self.config.hidden_size, name, use_bias=False)
             return dense(x).reshape(*x.shape[:-1], *heads)
 
-        q, k, v = (project(name) for name in ('q_proj', 'k_proj', 'v_proj'))
+        q, k, v = (
+            spreads.out(ctx.spread, project(name)) for name in ('q_proj', 'k_proj', 'v_proj')
+        )
         out = Attention(1.0, ctx, layer, name='core')(
             q,
             caches.extend(layer.k, k, ctx.slot),
@@ -56,7 +60,8 @@ class SelfAttention(nn.Module):
             window=layer.window,
         )
         new = None if ctx.slot is None else (k, v)
-        return _dense(self, self.config.hidden_size, 'out_proj')(out.reshape(x.shape)), new
+        out = spreads.home(ctx.spread, out).reshape(x.shape)
+        return _dense(self, self.config.hidden_size, 'out_proj')(out), new
 
 
 class AttentionBox(nn.Module):
@@ -123,7 +128,7 @@ class Trunk(nn.Module):
 
     @nn.compact
     def __call__(self, tokens: Array, ctx: Context, layers: LayerInputs):
-        x = split_looked_up(self.wte(tokens) + self.wpe(ctx.q_pos))
+        x = split_looked_up(self.wte(tokens) + self.wpe(ctx.token_pos))
         x, new = run_layers(self, Block, 'h', x, layers, ctx)
         return self.ln_f(x).astype(self.dtype), new
 
@@ -158,6 +163,7 @@ class GPTNeo(nn.Module):
         select: Array | None = None,
         labels: Array | None = None,
         packed: bool = False,
+        spread: Spread | None = None,
     ):
         """tokens: [B, T] int32 -> float32 logits [B, T, V] (and the new cache if one is given).
 
@@ -170,7 +176,7 @@ class GPTNeo(nn.Module):
                 f'{self.config.name or "this model"} has max_positions={limit} learned positions, '
                 f'got {length} tokens in a row: cut it, or pass positions and segment_ids if packed'
             )
-        ctx = caches.context(tokens, positions, segment_ids, cache)
+        ctx = caches.context(tokens, positions, segment_ids, cache, spread)
         ctx = with_kernel(self, ctx, positions, segment_ids, packed)
         hidden, new = self.transformer(tokens, ctx, layer_inputs(self.config, cache))
         out = run_head(self, _logits, hidden, select, labels, _head(self))

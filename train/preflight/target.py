@@ -103,6 +103,9 @@ def _topology(name: str) -> Target:
     # A program for devices that are not here cannot be read back from the cache.
     jax.config.update('jax_enable_compilation_cache', False)
     from jax.experimental import topologies
+    from jax.experimental.compilation_cache import compilation_cache
+
+    compilation_cache.reset_cache()  # it asks the setting once a process
 
     chip = CHIPS[generation]
     host = [*(min(2, n) for n in sizes[:2]), *[1] * (3 - len(sizes[:2]))]  # chips of one machine

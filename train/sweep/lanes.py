@@ -56,7 +56,8 @@ class Lanes(NamedTuple):
     def at(self, step: int, slots: Sequence[int]) -> Fed:
         """The batches of the update that follows `step` updates, of the members in `slots`."""
         chosen = self._chosen(self.batchers, slots)
-        batches, tokens = [b.at(step) for b in chosen], [b.tokens(step) for b in chosen]
+        least = max(b.fits(step) for b in chosen)
+        batches, tokens = [b.at(step, least) for b in chosen], [b.tokens(step) for b in chosen]
         counted = batches if self.own else batches * len(slots)
         return Fed(
             self._put(batches, axis=1),
@@ -98,7 +99,7 @@ def make(configs: Sequence[Config], examples: list, mesh: Mesh) -> Lanes:
     pairs = [feed.batchers(c, examples, mesh) for c in (configs[:1] if shared else configs)]
     batchers = [batcher for batcher, _ in pairs]
     held = [one for _, one in pairs if one is not None]
-    shape = shared_shapes(batchers)[0]
+    shapes = shared_shapes(batchers)[0]
     for batcher in batchers:
-        batcher.shape = shape
+        batcher.shapes = shapes
     return Lanes(batchers, held, shared_shapes(held)[1] if held else None, mesh, len(configs))
