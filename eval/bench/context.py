@@ -41,7 +41,7 @@ class Context:
     work: str
     data: str = ''
     quick: bool = False
-    rounds: int = 4
+    rounds: int = 7
     threads: int = 2
 
     @property
