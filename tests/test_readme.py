@@ -96,7 +96,7 @@ def check_program(module, argv):
 
 OTHERS = (  # the other programs; each says its flags in a dataclass
     'eval.perplexity', 'eval.retrieval.__main__', 'eval.compare.__main__', 'eval.structures',
-    'train.tune.__main__', 'train.download', 'eval.harness',
+    'train.tune.__main__', 'train.sweep.__main__', 'train.download', 'eval.harness',
 )  # fmt: skip
 
 
