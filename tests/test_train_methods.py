@@ -105,3 +105,10 @@ def test_shifted_attention_trains_and_evaluation_is_dense(tiny):
     run = lambda forward: forward(built.state, {'params': built.params}, tokens)
     np.testing.assert_allclose(run(built.evaluated), plain, atol=1e-5)
     assert float(abs(run(built.forward) - plain).max()) > 1e-3
+
+
+def test_a_method_without_numbers_is_refused_by_itself(tiny):
+    common = [f for f in train_tiny.flags(tiny) if not f.startswith(('--r_ab', '--target'))]
+    setting = cli.parse([*common, '--mesh=1,1,1', '--method=s2'])[0]
+    with pytest.raises(ValueError, match=r's2 has no numbers to train; .* lora\+s2'):
+        model.setup(setting)

@@ -65,7 +65,7 @@ def setup(config: Config, fresh: bool = True) -> Built:
 
     Raises:
       ValueError: for a target that matches nothing, a mesh that does not fit, an `init_from` of
-        another method.
+        another method, a method that trains nothing by itself (s2).
       FileNotFoundError: for a model that is not there.
     """
     mesh = meshes.make(config.model.mesh)
@@ -79,6 +79,11 @@ def setup(config: Config, fresh: bool = True) -> Built:
     )
     plan = make_plan(config, model, params)
     state = adapter(config, plan, params, fresh)
+    if not jax.tree.leaves(state.params):
+        method = config.adapter.method
+        raise ValueError(
+            f'--method {method} has no numbers to train; add it to a method that has: lora+{method}'
+        )
     evaluated = bound(plan, model, tokenizer)
     differs = any(map(_training_only, plan.values()))
     differs = differs or model.attention != config.model.attention

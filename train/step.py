@@ -165,7 +165,7 @@ def make_update(
 
         # The parameters, once the backward pass is done: what the penalty makes of them would else
         # lie beside all activations. XLA drops a barrier before it chooses the order on CPU.
-        one = 1.0 + 0.0 * jax.tree.leaves(grads)[0].ravel()[0]
+        one = 1.0 + 0.0 * optax.tree.sum(jax.tree.map(lambda leaf: leaf.ravel()[0], grads))
         late = jax.tree.map(lambda leaf: one * leaf, wide)
         penalty, pull = jax.value_and_grad(
             lambda params: jp.penalty(plan, jp.State(params, consts), base)

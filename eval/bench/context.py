@@ -41,7 +41,7 @@ class Context:
     work: str
     data: str = ''
     quick: bool = False
-    rounds: int = 7
+    rounds: int = 6
     threads: int = 2
 
     @property
