@@ -114,7 +114,10 @@ def test_flags_files_and_names_exist():
     code = ' '.join(re.findall(r'`([^`\n]+)`', text))
     flags = {flag.replace('-', '_') for flag in re.findall(r'--([a-z][a-z_-]*)', code)}
     assert len(flags) > 20
-    assert {flag for flag in flags if flag.removeprefix('no_') not in known} <= {'help'}
+    switches = {
+        f'no_{f.name}' for f in dataclasses.fields(configs.Data) if f.type in (bool, 'bool')
+    }
+    assert flags - {'help'} <= known | switches
     for path in re.findall(r'\b((?:jaxpeft|train|eval|tests)/[\w./]*)', code):
         assert (ROOT / path).exists() or path.isupper() or 'NAME' in path, path
     for name in re.findall(r'\bjp\.([a-z_]+(?:\.[a-z_]+)?)', README):

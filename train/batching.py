@@ -177,11 +177,18 @@ class Batcher:
 
     def fits(self, step: int) -> int:
         """Which of the shapes is the first that update `step` fits."""
-        sizes = [shape.tokens for shape in self.forests]
-        if len(sizes) < 2:
+        return 0 if len(self.shapes) < 2 else self._first(self._layout(self.indices(step)))
+
+    def _layout(self, chosen: np.ndarray) -> forest.Places | None:
+        """Where the examples of an update go in forests; None in rows."""
+        return self._place(chosen, self.shape.width) if self.forests else None
+
+    def _first(self, places: forest.Places | None) -> int:
+        """The first of the shapes that an update fits which is laid out so."""
+        if places is None:
             return 0
-        most = int(self._place(self.indices(step), self.shape.width).tokens.max())
-        return next(k for k, size in enumerate(sizes) if most <= size)
+        most = places.tokens.max()
+        return next(k for k, shape in enumerate(self.forests) if most <= shape.tokens)
 
     def indices(self, step: int) -> np.ndarray:
         """[G, batch] int64: which examples form update `step`, the same packed or not.
@@ -213,13 +220,14 @@ class Batcher:
           ValueError: `step` lies outside the run that the shapes were chosen for.
         """
         chosen = self.indices(step)
-        shape = self.shapes[max(least, self.fits(step))]
-        micro = self._batches(chosen, shape)
+        places = self._layout(chosen)
+        micro = self._batches(chosen, self.shapes[max(least, self._first(places))], places)
         return {name: np.stack([m[name] for m in micro]) for name in micro[0]}
 
-    def _batches(self, chosen: np.ndarray, shape: Shape) -> list[dict[str, np.ndarray]]:
+    def _batches(
+        self, chosen: np.ndarray, shape: Shape, places: forest.Places | None
+    ) -> list[dict[str, np.ndarray]]:
         """The micro-batches of these examples [M, batch], -1 for none (the last ones)."""
-        places = self._place(chosen, shape.width) if isinstance(shape, forest.Shape) else None
         found = []
         for m, numbers in enumerate(chosen):
             examples = [self.examples[i] for i in numbers if i >= 0]
@@ -242,8 +250,10 @@ class Batcher:
           shape: of several batchers in common, from `shared_shapes`; None takes the smallest.
         """
         shape = shape or shared_shapes([self])[1]
-        for chosen in next(self._eval_blocks()):
-            yield from self._batches(chosen[None], shape)
+        for chosen in next(self._eval_blocks())[:, None]:
+            shares = isinstance(shape, forest.Shape)
+            places = self._place(chosen, shape.width) if shares else None
+            yield from self._batches(chosen, shape, places)
 
 
 def shared_shapes(batchers: Sequence[Batcher]) -> tuple[tuple[Shape, ...], Shape]:

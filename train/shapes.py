@@ -133,16 +133,16 @@ def _sizes(tokens: np.ndarray, fixed: float, programs: int) -> list[int]:
     """
     values, counts = np.unique(tokens, return_counts=True)
     first = np.concatenate([[0], counts.cumsum()])
-    # cost[k][j]: the least tokens of all updates up to values[j], in k sizes of which it is one
-    cost, came = [first[1:] * values], [np.zeros(len(values), int)]
+    # least[k][j]: the fewest tokens of all updates up to values[j], in k sizes of which it is one
+    least, came = [first[1:] * values], [np.zeros(len(values), int)]
     for _ in range(1, min(programs, len(values))):
-        each = cost[-1][:, None] + (first[1:] - first[1:, None]) * values
+        each = least[-1][:, None] + (first[1:] - first[1:, None]) * values
         each = np.where(np.tri(len(values), k=-1).T > 0, each, np.inf)
         came.append(each.argmin(axis=0))
-        cost.append(each.min(axis=0))
-    mean = cost[0][-1] / first[-1] + fixed
+        least.append(each.min(axis=0))
+    mean = least[0][-1] / first[-1] + fixed
     k = 0
-    while k + 1 < len(cost) and cost[k][-1] - cost[k + 1][-1] > WORTH * mean:
+    while k + 1 < len(least) and least[k][-1] - least[k + 1][-1] > WORTH * mean:
         k += 1
     at, found = len(values) - 1, []
     for level in range(k, -1, -1):

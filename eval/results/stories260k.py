@@ -1,10 +1,11 @@
 """stories260K with a tokenizer that Hugging Face loads, for the text figures of README.
 
-python eval/results/stories260k.py ../shared/data/models-small/stories260k_hf OUT
+python eval/results/stories260k.py FOLDER OUT
 
-The folder has the model's weights and a list of its 512 sentencepiece pieces (BPE with bytes to
-fall back on; the earlier of two pieces merges first). A pair of pieces that together are a piece is
-a merge of that piece's rank.
+FOLDER has stories260K of karpathy/tinyllamas in Hugging Face's form (config.json, safetensors) and
+tok512_pieces_latin1.json, the list of its 512 sentencepiece pieces with each UTF-8 byte as a letter
+(BPE with bytes to fall back on; the earlier of two pieces merges first). A pair of pieces that
+together are a piece is a merge of that piece's rank.
 """
 
 import json
