@@ -46,6 +46,9 @@ class Method(NamedTuple):
         of an embedding table; None where the method has no form for tables.
       attend: `(state, w [V, D], x [..., D]) -> [..., V]` float32, what the update adds to
         `x @ w.T`, a tied head's logits.
+      hoist: `(state [*stack, ...]) -> state` of equal values: what `bind` passes the leaves of all
+        layers through before the layers' loop, so that a gradient which follows from others is
+        made once outside, and not kept by every layer. None: nothing.
     """
 
     spec: Mapping[str, Any]
@@ -55,6 +58,7 @@ class Method(NamedTuple):
     penalty: Callable[..., Array]
     lookup: Callable[..., Array] | None = None
     attend: Callable[..., Array] | None = None
+    hoist: Callable[[State], State] | None = None
 
 
 class Override(NamedTuple):

@@ -114,6 +114,8 @@ def _graft(
         for name in parent.split('/') if parent else ():
             node = node.setdefault(name, {})
         one = tree.site_state(state, site)
+        if hoist := getattr(site.method, 'hoist', None):  # an Override has none
+            one = hoist(one)
         entry: dict[str, Any] = {'params': one.params, 'consts': one.consts}
         if dropout_key is not None:
             kernel = None if site.view is None else unboxed(node[site.path.rsplit('/', 1)[-1]])

@@ -89,8 +89,8 @@ def _temp_bytes(name, depth, targets):
         'max_positions': 256, 'windows': (None,) * depth,
     })  # fmt: skip
     model = jp.models.build(config)
-    tokens = jax.ShapeDtypeStruct((4, 128), jnp.int32)
-    flat = jax.ShapeDtypeStruct((512,), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32)
+    flat = jax.ShapeDtypeStruct((1024,), jnp.int32)
     params = jax.eval_shape(lambda k, t: model.init(k, t)['params'], jax.random.key(0), tokens)
     plan = {jp.targets(params, targets): jp.methods.get(name)(rank=8)}
     state = jax.eval_shape(functools.partial(jp.init, plan), jax.random.key(0), params)
@@ -109,7 +109,7 @@ def test_memory_is_at_most_that_of_lora_and_grows_per_layer_no_faster(targets):
     lora = [_temp_bytes('lora', depth, targets) for depth in (2, 4)]
     for name in ('hira', 'knowhira'):
         ours = [_temp_bytes(name, depth, targets) for depth in (2, 4)]
-        gates = 0 if name == 'hira' else 192  # the gradient of r more numbers a kernel, aligned
-        assert ours[0] <= lora[0] + gates
-        assert ours[1] <= lora[1] + gates
+        tables = 0 if name == 'hira' else 256  # XLA's, 8 bytes for each array of a loop
+        assert ours[0] <= lora[0] + tables
+        assert ours[1] <= lora[1] + tables
         assert ours[1] - ours[0] <= lora[1] - lora[0]

@@ -142,7 +142,45 @@ def knowhira(
             return ortho_lambda * (gap_a + gap_b)
         return ortho_lambda * (0.5 * gap_a + 0.1 * gap_b) / used**2
 
-    return base.Method(spec, init, apply, weight, penalty)
+    def hoist(state):
+        params, by = dict(state.params), 'a' if how.train_a else 'b'
+        if adaptive_gating:
+            params[by] = _gated(params[by], params['gate'], -2 if by == 'a' else -1)
+            params['gate'] = jax.lax.stop_gradient(params['gate'])
+        return base.State(params, state.consts)
+
+    return base.Method(spec, init, apply, weight, penalty, hoist=hoist)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _gated(factor, gate, axis: int):
+    """`factor` itself; in its gradient lies the gate's, since the loss knows their product only.
+
+        L(a_i sigmoid(g_i))   =>   dL/dg_i = (1 - sigmoid(g_i)) sum(a_i o dL/da_i)
+
+    So no layer makes or keeps a gradient of its gates. It is exact, without a division: a shut gate
+    or a sigma of 0 is no special case.
+
+    Args:
+      factor: a `[..., n, r]` or b `[..., r, m]`.
+      gate: `[..., r]`.
+      axis: the factor's other axis, from the right.
+    """
+    del gate, axis
+    return factor
+
+
+def _gated_forward(factor, gate, axis):
+    del axis
+    return factor, (factor, gate)
+
+
+def _gated_backward(axis, saved, change):
+    factor, gate = saved
+    return change, jax.nn.sigmoid(-gate) * jnp.sum(factor * change, axis)
+
+
+_gated.defvjp(_gated_forward, _gated_backward)
 
 
 def _spectrum(key, w, rank: int, ratio: float, norm: str, svd: str):

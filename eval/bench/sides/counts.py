@@ -40,7 +40,7 @@ def _floor(context: Context, spec: dict[str, Any]) -> float:
 
 
 def _temp(context: Context, spec: dict[str, Any]) -> float:
-    return _temporaries(context, spec, config_of(context))
+    return _temporaries(context, spec, config_of(context)) / 1e6
 
 
 def _growth(context: Context, spec: dict[str, Any]) -> float:
@@ -49,14 +49,14 @@ def _growth(context: Context, spec: dict[str, Any]) -> float:
     half = whole.num_layers // 2
     small = dataclasses.replace(whole, num_layers=half, windows=whole.windows[:half])
     sizes = [_temporaries(context, spec, config) for config in (whole, small)]
-    return (sizes[0] - sizes[1]) / (whole.num_layers - half)
+    return (sizes[0] - sizes[1]) / (whole.num_layers - half) / 1e6
 
 
-def _temporaries(context: Context, spec: dict[str, Any], config: Any) -> float:
+def _temporaries(context: Context, spec: dict[str, Any], config: Any) -> int:
     update, *shapes = _step(context, spec, config)
     compiled = jax.jit(update, donate_argnums=0).lower(*shapes).compile()
     analysis: Any = compiled.memory_analysis()
-    return analysis.temp_size_in_bytes / 1e6
+    return analysis.temp_size_in_bytes
 
 
 def _step(context: Context, spec: dict[str, Any], config: Any) -> tuple:
