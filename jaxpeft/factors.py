@@ -93,7 +93,7 @@ def parse(name: str, init_ab: str, train_ab: str) -> Factors:
 
 
 def get(state: base.State, name: str) -> base.Array:
-    """A factor from where it lies: `params` when it trains, `consts` when it does not."""
+    """A leaf from where it lies: `params` when it trains, `consts` when it does not."""
     return state.params[name] if name in state.params else state.consts[name]
 
 

@@ -1,5 +1,6 @@
 """eval.compare: what is compared, at which ranks, what is kept, and the figures' arithmetic."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,11 +15,11 @@ import pytest
 
 import jaxpeft as jp
 from eval.compare import __main__ as program
-from eval.compare import entries, figures, forget, jobs, match, plots, run, table, worker
+from eval.compare import cost, entries, figures, forget, jobs, match, plots, run, table, worker
 from eval.compare.entries import Entry
 from eval.compare.figures import Line
 from tests import train_tiny
-from train import cache, cli, model
+from train import cache, cli, feed, model, shapes
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -213,6 +214,7 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
             ['lora-lr0.001', 'lora-lr0.01'],
             ['hira-lr0.001', 'hira-lr0.01'],
             ['lora-seed0'], ['hira-seed0'], ['lora-seed1'],
+            ['lora-seed0', 'hira-seed0'],
         ]  # fmt: skip
         found = {p.stem: json.loads(p.read_text()) for p in out.glob('runs/*.json')}
         assert found.keys() == {'lora-seed0', 'lora-seed1', 'hira-seed0'}
@@ -221,13 +223,21 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
             assert one['forget']['tokens'] == base['forget']['tokens'] == 99
             assert one['forget']['corpus_ppl'] != base['forget']['corpus_ppl']
             assert one['config']['lr'] == 1e-2  # the lower validation loss of the short runs
-            program_bytes = one['memory']['program']
-            assert program_bytes['total'] > program_bytes['arguments'] > 0
             assert one['seconds_per_step'] > 0
+            assert one['process_bytes'] > 1e6
             assert one['train']['trainable'] == 2 * 2 * (32 * 4 + 4 * 32)
         short = json.loads((out / 'sweep' / 'lora-lr0.01.json').read_text())
         assert short['config']['train_rows'] == 24
         assert short['steps'] == 4
+        costs = json.loads((out / 'costs.json').read_text())['entries']
+        assert costs.keys() == {'lora', 'hira'}
+        for label, one in costs.items():
+            assert one['config']['method'] == label
+            assert not {'lr', 'seed'} & one['config'].keys()
+            assert len(one['seconds']) == 6
+            assert min(one['seconds']) > 0
+            assert one['program']['total'] > one['program']['arguments'] > 0
+        assert costs['lora']['tokens'] == costs['hira']['tokens']  # the same rows
         page = (out / 'compare.md').read_text()
         assert '| `lora` | 4 | 1,024 | 0.01* | 2 |' in page
         assert '| `hira` | 4 | 1,024 | 0.01* | 1 |' in page
@@ -244,12 +254,14 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
 
         other = tmp_path / 'other'
         assert program.main(flags(tiny, other, *METHODS, '--only', 'lora')) == 0
-        assert here == [['base'], ['lora-lr0.001', 'lora-lr0.01'], ['lora-seed0', 'lora-seed1']]
+        assert here == [
+            ['base'], ['lora-lr0.001', 'lora-lr0.01'], ['lora-seed0', 'lora-seed1'], ['lora-seed0'],
+        ]  # fmt: skip
         for seed in ('lora-seed0', 'lora-seed1'):
             mine = json.loads((other / 'runs' / f'{seed}.json').read_text())
             assert mine['config'] == found[seed]['config']
             assert mine['together'] == 2
-            assert ('seconds_per_step' in mine) == (seed == 'lora-seed0')
+            assert 'seconds_per_step' not in mine  # a share of the time of all is nobody's own
             alone = found[seed]['forget']['corpus_ppl']
             assert mine['forget']['corpus_ppl'] == pytest.approx(alone, rel=1e-4)
             loss = found[seed]['train']['best_val_loss']
@@ -292,7 +304,7 @@ def test_a_rate_that_diverges_is_written_down_and_not_taken(tiny, tmp_path, here
     bad = json.loads((tmp_path / 'sweep' / 'lora-lr1e+30.json').read_text())
     assert bad['val_loss'] is None
     assert 'is' in bad['diverged']
-    assert here[-1] == ['lora-seed0']
+    assert here[-2:] == [['lora-seed0']] * 2  # the run, and the cost of its update
     assert '1e+30: -' in (tmp_path / 'compare.md').read_text()
 
 
@@ -315,7 +327,7 @@ def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here)
     when = (out / 'base.json').stat().st_mtime_ns
     with train_tiny.compiled_once():
         assert program.main(command) == 0
-    assert here == [['lora-seed0']]
+    assert here == [['lora-seed0']] * 2  # the rest of the run, and the cost of its update
     assert (out / 'base.json').stat().st_mtime_ns == when
     steps = json.loads((out / 'runs' / 'lora-seed0.json').read_text())['steps']
     assert steps == 120
@@ -339,6 +351,44 @@ def running(argument):
         except (FileNotFoundError, ProcessLookupError):
             continue  # it ended between the two calls
     return False
+
+
+def test_the_cost_is_of_the_largest_batch_and_is_measured_anew_for_another_setting(
+    tiny, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(shapes, 'WORTH', 0)  # so that even a short run has batches of several sizes
+    config, _ = cli.parse([*train_tiny.flags(tiny), '--max_steps=40', '--batch=4', '--mesh=1,1,1'])
+    job = jobs.Job('run', 'lora', tmp_path / 'x.json', config, forget.Text('', 1, 1, 1))
+    found = cost.measure([job], 2, lambda: False)
+    built = model.setup(config)
+    fed = feed.make(config, built.tokenizer, built.mesh)
+    assert fed.batcher.fits(0) < len(fed.batcher.shapes) - 1  # the first update is not the largest
+    fed.batcher.shapes = fed.batcher.shapes[-1:]
+    assert cost.Update(config, built, fed).prepare(1) == found['lora']['program']
+    file = tmp_path / 'costs.json'
+    assert cost.read(file, [job]) == {}
+    cost.write(file, [job], 2, found)
+    assert cost.read(file, [job])['lora']['seconds'] == found['lora']['seconds']
+    faster = dataclasses.replace(config.optim, lr=1.0, seed=5)
+    same = job._replace(config=dataclasses.replace(config, optim=faster))
+    assert cost.read(file, [same])
+    wider = dataclasses.replace(config.optim, batch=2)
+    assert not cost.read(file, [job._replace(config=dataclasses.replace(config, optim=wider))])
+    assert cost.measure([job], 2, lambda: True) is None
+
+
+def test_an_update_is_compared_turn_by_turn():
+    own = [50.0] * 3
+    lora, hira = line('lora', own, [1.0, 2.0, 4.0]), line('hira', own, [1.5, 2.0, 6.0])
+    assert figures.slower(hira, lora) == 1.5
+    assert figures.slower(line('none', [40.0]), lora) is None
+    page = table.render(
+        [one._replace(values={**one.values, 'trained': [8.0]}) for one in (lora, hira)], {}, '', []
+    )
+    assert (
+        '| method | s/step | tokens/s | update MB | process MB | adapter MB | time / lora |' in page
+    )
+    assert '| `hira` | 3.167 | - | - | - | - | 1.50 |' in page
 
 
 def test_the_table_marks_what_is_missing():

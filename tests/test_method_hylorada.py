@@ -65,6 +65,34 @@ def test_the_fused_form_is_the_two_paths(key, kernel):
     np.testing.assert_allclose(x @ method.weight(state, kernel), want, rtol=1e-5, atol=1e-5)
 
 
+def test_frozen_logits_are_constants_and_change_nothing_else(key, kernel):
+    trained = jp.methods.hylorada(rank=4, gate_init=0.7, residual_init=-0.4)
+    frozen = jp.methods.hylorada(rank=4, gate_init=0.7, residual_init=-0.4, adaptive_gating=False)
+    states = [method.init(key, kernel) for method in (trained, frozen)]
+    assert states[1].params.keys() == {'a', 'b', 'm'}
+    assert all(states[1].consts[name] == LOGITS[name] for name in LOGITS)
+    assert jp.count(states[0]) == jp.count(states[1]) + 2
+    b = jax.random.normal(key, (4, 20))
+    x = jax.random.normal(key, (3, 5, 12))
+    mine, theirs = (
+        method.apply(with_leaves(state, b=b), kernel, x)
+        for method, state in zip((frozen, trained), states, strict=True)
+    )
+    np.testing.assert_array_equal(mine, theirs)
+
+
+def test_with_the_gates_at_their_ends_and_frozen_it_is_dora(key, kernel):
+    """The control that leaves of v1 its orthogonal start alone."""
+    method = jp.methods.hylorada(
+        rank=4, gate_init=100.0, residual_init=-100.0, adaptive_gating=False
+    )
+    state = moved(method, kernel)
+    dora = jp.methods.dora(rank=4)
+    x = jax.random.normal(key, (3, 5, 12))
+    want = dora.apply(dora.init(key, kernel)._replace(params=state.params), kernel, x)
+    np.testing.assert_allclose(method.apply(state, kernel, x), want, rtol=1e-5, atol=1e-5)
+
+
 def test_v2_scales_the_update_of_each_token_and_not_the_norm(key, kernel, prior):
     method = jp.methods.hylorada_v2(rank=4, alpha=6)
     state = with_leaves(moved(method, kernel), **LOGITS)

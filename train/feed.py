@@ -59,11 +59,16 @@ class Feed(NamedTuple):
     steps: int
     held_text: Sequence[np.ndarray] = ()
 
-    def at(self, step: int) -> Fed | None:
-        """The batch of the update that follows `step` updates; None at the end of the run."""
+    def at(self, step: int, least: int = 0) -> Fed | None:
+        """The batch of the update that follows `step` updates; None at the end of the run.
+
+        Args:
+          step: which.
+          least: see `Batcher.at`.
+        """
         if step >= self.steps:
             return None
-        batch = self.batcher.at(step)
+        batch = self.batcher.at(step, least)
         arrays = {name: x for name, x in batch.items() if name not in HOST}
         return Fed(
             arrays=meshes.put(self.mesh, arrays, axis=1),

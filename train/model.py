@@ -77,6 +77,23 @@ def setup(config: Config, fresh: bool = True) -> Built:
         shardings=functools.partial(jp.models.base_shardings, mesh=mesh),
         attention=_evaluated_attention(config),
     )
+    return _fit(config, model, params, tokenizer, mesh, fresh)
+
+
+def refit(config: Config, built: Built) -> Built:
+    """A fresh adapter of another configuration on the same base.
+
+    Args:
+      config: with the same base (`config.model`) as `built` has.
+      built: from `setup`.
+
+    Raises:
+      ValueError: as `setup`, of the adapter.
+    """
+    return _fit(config, built.model, built.params, built.tokenizer, built.mesh, True)
+
+
+def _fit(config: Config, model: Any, params: Any, tokenizer: Any, mesh: Mesh, fresh: bool) -> Built:
     plan = make_plan(config, model, params)
     state = adapter(config, plan, params, fresh)
     if not jax.tree.leaves(state.params):

@@ -9,7 +9,7 @@ from typing import Literal
 import jax
 import tyro
 
-from eval.compare import entries, figures, jobs, match, plots, run, table
+from eval.compare import cost, entries, figures, jobs, match, plots, run, table
 from eval.compare.entries import BASE, Entry
 from eval.compare.forget import Text
 from eval.compare.jobs import Job, Setting
@@ -17,6 +17,8 @@ from eval.compare.match import Found
 from jaxpeft.near import nearest
 from train import cli, errors, rundir
 from train.config import Config
+
+COSTS = 'costs.json'  # in --out_dir
 
 DESCRIPTION = """Train and evaluate methods on the same base, data and budget: a learning rate for
 each by the validation loss of short runs, then a run a seed; quality with intervals, forgetting,
@@ -71,6 +73,8 @@ class Args:
     other, each a process."""
     threads: int = 0
     """Threads of --together on CPU, each with the memory of a run; 0: one a core."""
+    cost_rounds: int = 6
+    """Updates of each method that are timed at the end, in turns; 0: none."""
     out_dir: str = 'compare'
     """Folder of the figures: JSON a run, compare.md, plots. Small, without weights."""
     work_dir: str = ''
@@ -114,7 +118,13 @@ def _program(argv: Sequence[str]) -> None:
 
 def _setting(args: Args, rest: Sequence[str], embedded: bool) -> Setting:
     """Checks what the flags say by themselves."""
-    for flag, least in (('sweep_rows', 0), ('r_ab', 0), ('forget_tokens', 2), ('threads', 0)):
+    for flag, least in (
+        ('sweep_rows', 0),
+        ('r_ab', 0),
+        ('forget_tokens', 2),
+        ('threads', 0),
+        ('cost_rounds', 0),
+    ):
         if getattr(args, flag) < least:
             raise ValueError(f'--{flag} must be at least {least}, got {getattr(args, flag)}')
     if args.forget_text and not pathlib.Path(args.forget_text).is_file():
@@ -158,9 +168,19 @@ def _compare(args: Args, setting: Setting, found: Found, matched: str) -> None:
         for group in runner.ordered(plan):
             if runner.do(group, tally):
                 _write(setting, found, base, sweeps, matched)
+        finished = _finished(setting, trained, sweeps)
+        if args.cost_rounds and finished:
+            runner.measure(setting.out / COSTS, finished, args.cost_rounds)
     lines = _write(setting, found, base, sweeps, matched)
     table.show(lines)
     print(setting.out / 'compare.md')
+
+
+def _finished(setting: Setting, trained: Found, sweeps: dict[str, list[Job]]) -> list[Job]:
+    """The first finished run of each entry that has one."""
+    each = [_runs(setting, entry, config, sweeps[entry.label]) for entry, config in trained]
+    sound = [[job for job in own if job.done and 'diverged' not in job.found()] for own in each]
+    return [own[0] for own in sound if own]
 
 
 def _runs(setting: Setting, entry: Entry, config: Config, sweep: Sequence[Job]) -> list[Job]:
@@ -176,10 +196,12 @@ def _write(
 ) -> list[figures.Line]:
     """Writes compare.md, compare.json and the plots, of what is finished; the table's lines."""
     lines = []
+    trained = [(entry, config) for entry, config in found if entry.method != BASE]
+    costs = cost.read(setting.out / COSTS, _finished(setting, trained, sweeps))
     for entry, config in found:
         sweep = sweeps.get(entry.label, [])
         runs = [] if entry.method == BASE else _runs(setting, entry, config, sweep)
-        lines.append(figures.line(entry, sweep, runs, base.found()))
+        lines.append(figures.line(entry, sweep, runs, base.found(), costs.get(entry.label)))
     names = plots.write(lines, setting.out / 'plots')
     (setting.out / 'compare.md').write_text(table.render(lines, sweeps, matched, names))
     rundir.write_json(setting.out / 'compare.json', figures.summary(lines))

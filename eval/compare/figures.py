@@ -1,6 +1,7 @@
 """From the finished files to figures a method, with intervals over seeds."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,8 @@ class Line(NamedTuple):
       edge: whether it is the smallest or largest of those tried.
       runs: the finished files of its seeds.
       diverged: how many runs ended without a number.
-      values: axis -> a figure a run, in the order of the seeds; see `AXES`.
+      values: axis -> a figure a run, in the order of the seeds (seconds: a figure a turn, as
+        `eval.compare.cost` took them); see `AXES`.
     """
 
     entry: Entry
@@ -59,8 +61,14 @@ QUALITIES = ('accuracy', 'perplexity', 'validation')  # the first that was measu
 MB = 1e6
 
 
-def line(entry: Entry, sweep: Sequence[Job], runs: Sequence[Job], base: Mapping[str, Any]) -> Line:
-    """The figures of an entry from what is finished of it."""
+def line(
+    entry: Entry,
+    sweep: Sequence[Job],
+    runs: Sequence[Job],
+    base: Mapping[str, Any],
+    cost: Mapping[str, Any] | None = None,
+) -> Line:
+    """The figures of an entry from what is finished of it, and what its update costs."""
     if entry.method == BASE:
         return Line(entry, None, False, [dict(base)], 0, _values([base]))
     finished = all(job.done for job in sweep)
@@ -68,7 +76,7 @@ def line(entry: Entry, sweep: Sequence[Job], runs: Sequence[Job], base: Mapping[
     found = [job.found() for job in runs if job.done]
     sound = [one for one in found if 'diverged' not in one]
     edge = bool(sweep) and rate in (min(entry.rates), max(entry.rates))
-    return Line(entry, rate, edge, sound, len(found) - len(sound), _values(sound))
+    return Line(entry, rate, edge, sound, len(found) - len(sound), _values(sound) | _of_cost(cost))
 
 
 def decoding(found: Mapping[str, Any]) -> str | None:
@@ -87,21 +95,33 @@ def _values(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def _of_run(run: Mapping[str, Any]) -> dict[str, float | None]:
     name, after = decoding(run), run['after']
-    forget, train, memory = (run.get(k) or {} for k in ('forget', 'train', 'memory'))
-    used = memory.get('program', {}).get('total')
-    process, size = memory.get('process'), run.get('adapter_bytes')
+    forget, train = (run.get(k) or {} for k in ('forget', 'train'))
+    process, size = run.get('process_bytes'), run.get('adapter_bytes')
     return {
         'accuracy': 100 * after[name]['mean'] if name else None,
         'perplexity': after['perplexity']['corpus_ppl'] if 'perplexity' in after else None,
         'forgetting': forget.get('corpus_ppl'),
         'trained': train.get('trainable'),
-        'seconds': run.get('seconds_per_step'),
-        'speed': run.get('tokens_per_second'),
-        'memory': used / MB if used else None,
         'process': process / MB if process else None,
         'size': size / MB if size else None,
         'validation': train.get('best_val_loss'),
     }
+
+
+def _of_cost(cost: Mapping[str, Any] | None) -> dict[str, list[float]]:
+    if cost is None:
+        return {}
+    speed = sum(cost['tokens']) / sum(cost['seconds'])
+    memory = cost['program']['total'] / MB
+    return {'seconds': cost['seconds'], 'speed': [speed], 'memory': [memory]}
+
+
+def slower(one: Line, other: Line) -> float | None:
+    """How many times as long an update takes as the other's: the median of the turns."""
+    turns = [each.values.get('seconds', []) for each in (one, other)]
+    if not turns[0] or len(turns[0]) != len(turns[1]):
+        return None
+    return statistics.median(mine / theirs for mine, theirs in zip(*turns, strict=True))
 
 
 def quality(lines: Sequence[Line]) -> str:

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-from eval.compare import worker
+from eval.compare import cost, worker
 from eval.compare.jobs import Job
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -79,13 +80,33 @@ class Runner:
         if not left:
             return False
         name = left[0].file.stem if len(left) == 1 else f'{left[0].kind}-{left[0].file.stem}'
-        file, log = self._work / 'logs' / f'{name}.job.json', self._work / 'logs' / f'{name}.log'
-        given = jobs if self.together else left
         how = {'together': self.together, 'threads': self._threads}
-        task = {**how, 'jobs': [worker.written(job) for job in given]}
-        file.write_text(json.dumps(task))
         what = ', '.join(job.file.stem for job in left)
         self._say(f'[{tally.done}/{tally.total}] {left[0].kind}: {what}')
+        self._perform(name, what, jobs if self.together else left, how)
+        return True
+
+    def measure(self, file: pathlib.Path, jobs: Sequence[Job], rounds: int) -> None:
+        """What an update of each job costs, all in one process, unless the file holds just that.
+
+        Args:
+          file: of the costs.
+          jobs: a run of each entry.
+          rounds: see `cost.measure`.
+
+        Raises:
+          ValueError, SystemExit: as `do`.
+        """
+        if len(cost.read(file, jobs)) == len(jobs):
+            return
+        what = ', '.join(job.label for job in jobs)
+        self._say(f'cost of an update, {rounds} turns: {what}')
+        self._perform(file.stem, what, jobs, {'costs': str(file), 'rounds': rounds})
+
+    def _perform(self, name: str, what: str, jobs: Sequence[Job], how: dict[str, Any]) -> None:
+        """Starts a worker and waits for its end."""
+        file, log = (self._work / 'logs' / f'{name}.{end}' for end in ('job.json', 'log'))
+        file.write_text(json.dumps({**how, 'jobs': [worker.written(job) for job in jobs]}))
         began = time.perf_counter()
         code = self._wait(file, log)
         if code == worker.STOPPED:
@@ -95,7 +116,6 @@ class Runner:
             end = '\n'.join(log.read_text(errors='replace').splitlines()[-TAIL:])
             raise ValueError(f'{what} failed (exit code {code}); the end of {log}:\n{end}')
         self._say(f'    {time.perf_counter() - began:,.0f} s')
-        return True
 
     def _wait(self, file: pathlib.Path, log: pathlib.Path) -> int:
         """Runs a worker to its end; a SIGTERM of ours is handed on."""

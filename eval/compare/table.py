@@ -39,10 +39,10 @@ def render(
 
 
 COST_NOTE = (
-    'Seconds and tokens are of an update of one run, compiling left out, beside whatever else the '
-    'machine was doing: the mean over its updates, or for seeds that trained together the median '
-    'of three by itself. `update` is what the compiler allots to one update (base, adapter, '
-    'optimizer, batch, temporaries); `process` the most that the process ever held until training '
+    "Seconds and tokens are of the run's first updates, compiling left out, made turn by turn with "
+    'those of the other methods in one process; the ratio is the median of the turns. `update` is '
+    'what the compiler allots to one update of the largest batch (base, adapter, optimizer, batch, '
+    'temporaries); `process` the most that the process of a run alone ever held until training '
     'ended, with Python, libraries and compilation; `adapter` the bytes of its folder on disk.'
 )
 RATES_NOTE = (
@@ -154,11 +154,16 @@ def _gap(gap: tuple[float, tuple[float, float] | None] | None, places: int) -> s
 def _cost(lines: Sequence[Line]) -> str:
     header = ['method', 's/step', 'tokens/s', 'update MB', 'process MB', 'adapter MB']
     forms = {'seconds': '.3f', 'speed': ',.0f', 'memory': ',.0f', 'process': ',.0f', 'size': '.2f'}
+    shown = [one for one in lines if 'trained' in one.values]
     rows = [
         [f'`{one.entry.label}`', *(_number(one.mean(axis), form) for axis, form in forms.items())]
-        for one in lines
-        if 'trained' in one.values
+        for one in shown
     ]
+    reference = next((one for one in shown if one.entry.label == REFERENCE), None)
+    if reference:
+        header.append(f'time / {REFERENCE}')
+        for row, one in zip(rows, shown, strict=True):
+            row.append(_number(figures.slower(one, reference), '.2f'))
     return markdown(header, rows)
 
 

@@ -29,7 +29,6 @@ from train.model import Built
 from train.stop import Stop
 
 STOPPED = 75  # exit code after a SIGTERM: the same command continues
-TIMED = 3  # updates that are timed by themselves after the runs trained together
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,12 +44,16 @@ def _program(argv: Sequence[str]) -> None:
 def perform(task: dict[str, Any]) -> None:
     """Does {'jobs': [as `written` gives them], 'together': as one program, 'threads': of it}.
 
+    With 'costs', a file, it measures what an update of each job costs, in so many 'rounds'.
+
     Raises:
       SystemExit: with STOPPED, after a SIGTERM and a checkpoint.
     """
     jobs = [read(item) for item in task['jobs']]
     work: dict[str, Callable[..., None]] = {'base': _base, 'sweep': _sweep, 'run': _run}
     with Stop() as stop:
+        if 'costs' in task:
+            return _costs(pathlib.Path(task['costs']), jobs, task['rounds'], stop)
         if task['together'] and len(jobs) > 1:
             return _together(jobs, stop, task['threads'])
         for job in jobs:
@@ -99,6 +102,13 @@ def _forgetting(job: Job, built: Built, plan: Any, state: jp.State) -> dict[str,
     return forget.measure(job.text, ids, forward, state, built.params, built.model)
 
 
+def _costs(file: pathlib.Path, jobs: Sequence[Job], rounds: int, stop: Stop) -> None:
+    found = cost.measure(jobs, rounds, lambda: stop.asked)
+    _check_finished(found is not None)
+    assert found is not None
+    cost.write(file, jobs, rounds, found)
+
+
 def _base(job: Job, stop: Stop) -> None:
     """The bare base: the questions, and the text of forgetting."""
     del stop
@@ -138,8 +148,7 @@ def _run(job: Job, stop: Stop) -> None:
         _check_finished(outcome.finished)
         peak = cost.kept(place.folder / 'peak.json')
         built = built._replace(state=outcome.state)
-        used = {'program': cost.alone(config, built, fed).program, 'process': peak}
-        own = {'memory': used, **_speed(outcome.ledger)}
+        own = {'process_bytes': peak, **_speed(outcome.ledger)}
         _finish(job, built, place.folder, outcome, fed.held_text, own)
 
 
@@ -227,7 +236,7 @@ def _together(jobs: Sequence[Job], stop: Stop, threads: int) -> None:
         elif job.kind == 'sweep':
             _write(job, {'val_loss': run.ledger.best_loss, **_speed(run.ledger)})
         else:
-            _finish_member(job, built, examples, run, len(jobs))
+            _finish_member(job, built, run, len(jobs))
 
 
 def _folder(jobs: Sequence[Job]) -> pathlib.Path:
@@ -238,7 +247,7 @@ def _folder(jobs: Sequence[Job]) -> pathlib.Path:
     return first.parent / f'together-{first.name}-{digest}'
 
 
-def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run, together: int) -> None:
+def _finish_member(job: Job, built: Built, run: sweep.Run, together: int) -> None:
     """A member's run folder as train.run leaves it, without checkpoints: it is finished."""
     config = job.config
     mine = built._replace(plan=model.make_plan(config, built.model, built.params), state=run.state)
@@ -252,12 +261,7 @@ def _finish_member(job: Job, built: Built, examples: list, run: sweep.Run, toget
         text = ''.join(json.dumps(line) + '\n' for line in lines)
         (place.folder / 'metrics.jsonl').write_text(text)
         outcome = loop.Outcome(run.state, run.ledger, True)
-        fed = feed.from_examples(config, examples, built.mesh)
         own: dict[str, Any] = {'steps': run.ledger.step, 'together': together}
-        if config.optim.seed == 0:  # the seeds cost the same
-            one = cost.alone(config, mine, fed, TIMED)
-            own |= {'seconds_per_step': one.seconds, 'tokens_per_second': one.tokens}
-            own |= {'memory': {'program': one.program, 'process': None}}
         _finish(job, mine, place.folder, outcome, _held(config, mine), own)
 
 

@@ -28,6 +28,7 @@ SEARCH = {
 }  # the names that the reference searches; there the rate and the LoRA+ ratio act on nothing
 GAINS = {'orthogonal': 1.0, 'orthogonal_matched': 3.0**-0.5}
 INITS = (*GAINS, 'kaiming')
+LOGITS = ('gate', 'residual')
 
 
 def hylorada(
@@ -40,6 +41,7 @@ def hylorada(
     init: str = 'orthogonal',
     gate_init: float = 0.0,
     residual_init: float = 0.1,
+    adaptive_gating: bool = True,
 ) -> base.Method:
     """HyLoRADA: `y = c o (x W + s (dropout(x) A) B)`, c as above.
 
@@ -61,6 +63,9 @@ def hylorada(
       gate_init: where `gate` starts: gamma is the share of the trained magnitude (0: a half; the
         reference's search ended at 0.37).
       residual_init: where `residual` starts: beta is LoRA's share (0.1: 52 %; searched: 0.22).
+      adaptive_gating: train the two logits; without, they stay in `consts` as they start, which
+        shows what training them does. With gate_init 100 and residual_init -100 as well it is DoRA
+        with an orthogonal start.
 
     Returns:
       The method.
@@ -80,11 +85,13 @@ def hylorada(
     spec = {
         'name': 'hylorada', 'rank': rank, 'alpha': alpha, 'rslora': rslora, 'dropout': dropout,
         'detach': detach, 'init': init, 'gate_init': gate_init, 'residual_init': residual_init,
+        'adaptive_gating': adaptive_gating,
     }  # fmt: skip
 
     def init_one(key, w):
         base.check_options('hylorada', w.shape, rank)
-        return draw(key, w, rank, init, gate_init, residual_init)
+        state = draw(key, w, rank, init, gate_init, residual_init)
+        return state if adaptive_gating else _frozen(state)
 
     def apply(state, w, x, *, key=None, side=None):
         del side
@@ -130,10 +137,16 @@ def draw(
     return base.State(params, {'norm': norm})
 
 
+def _frozen(state: base.State) -> base.State:
+    """The same with the two logits among the constants."""
+    logits = {name: state.params[name] for name in LOGITS}
+    trained = {name: leaf for name, leaf in state.params.items() if name not in LOGITS}
+    return base.State(trained, {**state.consts, **logits})
+
+
 def column_scale(state: base.State, w: base.Array, scale: float, detach: bool) -> base.Array:
     """c `[m]`, float32: DoRA's ratio of the blended magnitude, blended with LoRA's 1."""
-    p = state.params
-    gamma, beta = jax.nn.sigmoid(p['gate']), jax.nn.sigmoid(p['residual'])
-    blended = gamma * p['m'] + (1.0 - gamma) * state.consts['norm']
-    dora = ratio(state._replace(params={**p, 'm': blended}), w, scale, detach)
+    gamma, beta = (jax.nn.sigmoid(factors.get(state, name)) for name in LOGITS)
+    blended = gamma * state.params['m'] + (1.0 - gamma) * state.consts['norm']
+    dora = ratio(state._replace(params={**state.params, 'm': blended}), w, scale, detach)
     return (1.0 - beta) * dora + beta
