@@ -56,9 +56,10 @@ class Update:
         Returns:
           {'arguments', 'temporaries', 'total'} in bytes, of the largest size of all.
         """
-        sizes = {self._feed.batcher.fits(step % self._feed.steps) for step in range(updates)}
-        for size in sizes | {self._largest}:
-            fed = self._feed.at(0, size)
+        steps = [step % self._feed.steps for step in range(updates)]
+        sizes = {self._feed.batcher.fits(step): step for step in steps}
+        for size, step in {**sizes, self._largest: 0}.items():
+            fed = self._feed.at(step, size)
             assert fed is not None
             update: Any = self._programs.update  # jitted
             made = update.lower(self._programs.shapes, self._consts, self._base, fed.arrays)
