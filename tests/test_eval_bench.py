@@ -213,7 +213,7 @@ def test_our_step_is_above_its_floor_and_near_it(context, method):
 def test_the_floor_of_lora_by_hand(context):
     config, tokens = config_of(context), 64
     d, f, t = 32, 128, 32
-    layer = 2 * 2 * tokens * (4 * d * d + 2 * d * f) + 12 * tokens * t * d
+    layer = 2 * 2 * tokens * (4 * d * d + 2 * d * f) + 6 * tokens * (t + 1) * d
     adapter = 4 * (2 * 2 * d * d * 4 + 4 * tokens * 4 * (d + d))  # W + A B twice; xA, dyB, dA, dB
     below = 3 * (2 * tokens * d * d + 2 * d * d * 4)  # q, k, v of the first layer
     head = 4 * 10 * d * config.vocab_size

@@ -296,6 +296,44 @@ def test_a_cpu_has_no_kernel_and_says_so(models):
     jax.eval_shape(lambda t: model.apply({'params': params}, t, cache=cache), tokens)
 
 
+@pytest.mark.parametrize('window', [None, 70])
+@pytest.mark.parametrize('length', [128, 200, 300])
+def test_blocks_are_the_plain_path(length, window):
+    """Out and gradients, several segments in a row, padding before and behind, grouped queries."""
+    q, k, v, dout = drawn(length, 4, 2, 8)
+    seg = rows(length)
+    pos, found = run_positions(seg), {}
+    kernel = kernels.Kernel('blocks', False, False, (window,))
+    for how in (None, kernel):
+        context = attention.Context(pos, seg, pos, seg, kernel=how)
+        core = attention.Attention(SCALE, context, attention.LayerInputs(window))
+        where = {'q_pos': pos, 'k_pos': pos, 'q_seg': seg, 'k_seg': seg, 'window': window}
+        f = lambda q, k, v, core=core, where=where: core.apply({}, q, k, v, **where)
+        assert str(jax.make_jaxpr(f)(q, k, v)).count('custom_vjp_call') == (
+            1 if how is None else len(kernels.edges(length)) - 1
+        )
+        found[how] = with_gradients(f, q, k, v, dout)
+    for got, want in zip(found[kernel], found[None], strict=True):
+        np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
+
+
+def test_auto_is_in_blocks_where_rows_are_runs_and_long(models):
+    build, params, _, _ = models['gpt_neo']
+    apply = lambda how: build(attention=how).apply
+    tokens = models_tiny.tokens(2, 200)
+    seg = jnp.ones((2, 200), jnp.int32).at[:, 120:].set(2)
+    pos = run_positions(seg)
+    for more in ({}, {'segment_ids': seg, 'positions': pos, 'packed': True}):
+        got, want = (apply(how)({'params': params}, tokens, **more) for how in ('auto', 'plain'))
+        np.testing.assert_allclose(got, want, atol=2e-5)
+    config = models_tiny.config('gpt_neo')
+    runs, mixed = {'packed': True, 'whole': False}, {'packed': False, 'whole': False}
+    assert kernels.in_blocks('auto', config, 128, **runs).name == 'blocks'
+    assert kernels.in_blocks('auto', config, 127, **runs) is None
+    assert kernels.in_blocks('auto', config, 128, **mixed) is None
+    assert kernels.in_blocks('plain', config, 128, **runs) is None
+
+
 OVERRIDES = {
     'daa': lambda: jp.methods.daa(heads=4, stack=(3,)),
     'prefix': lambda: jp.methods.prefix(kv_heads=2, head_dim=8, length=3, stack=(3,)),

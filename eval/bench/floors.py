@@ -5,7 +5,7 @@ of T tokens. Frozen kernels get no gradient; nothing lies below the first layer'
 their inputs get none either (`below`: 1 where a gradient goes on, else 0).
 
     kernel, not adapted    2 N n m (1 + below)
-    attention of a layer   4 N T D forward, 8 N T D backward (the whole square of scores)
+    attention of a layer   2 N (T + 1) D forward, twice that backward (what a causal mask leaves)
     head                   4 K D V: logits, and the gradient of their input
     LoRA, the less of      x A, (x A) B; dy B^T, dB, dA: 2 N r (2 n + 3 m + n below)
       the two              W + A B, again for dx; x A, dy B^T, dB, dA: 2 n m r (1 + below) and
@@ -57,7 +57,7 @@ def step(
       labelled: K.
     """
     tokens = rows * length
-    attention = 12 * tokens * length * config.hidden_size * config.num_layers
+    attention = 6 * tokens * (length + 1) * config.hidden_size * config.num_layers
     head = 4 * labelled * config.hidden_size * config.vocab_size
     return float(
         head + attention + sum(_kernel(k, method, rank, tokens) for k in kernels(config, targets))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ class Attention(nn.Module):
         `bias`, float32 [B or 1, H, T, S], is added to the scaled scores; an override's way in.
         """
         kernel = self._kernel((q, k, v), (q_pos, k_pos, q_seg, k_seg, window, bias))
-        if kernel is not None:
+        if kernel is not None and kernel.name != 'blocks':
             return kernels.run(kernel, q, k, v, q_seg, window, self.scale)
         B, T, H, D = q.shape
         groups = k.shape[2]
@@ -117,7 +118,14 @@ class Attention(nn.Module):
         mask = visible(q_pos, k_pos, q_seg, k_seg, window)[:, None, None]
         if bias is not None:
             bias = bias.reshape(-1, groups, H // groups, *bias.shape[2:])
-        out = attend(grouped, k, v, bias, mask, self.scale)
+        if kernel is None:
+            out = attend(grouped, k, v, bias, mask, self.scale)
+        else:  # no query sees what stands behind it
+            parts = [
+                attend(grouped[:, i:j], k[:, :j], v[:, :j], None, mask[..., i:j, :j], self.scale)
+                for i, j in itertools.pairwise(kernels.edges(T))
+            ]
+            out = jnp.concatenate(parts, axis=1)
         return out.reshape(B, T, H, D).astype(q.dtype)
 
     def _kernel(self, qkv: tuple[Array, ...], given: tuple) -> kernels.Kernel | None:
@@ -155,11 +163,11 @@ def with_kernel(
     """
     if ctx.slot is not None or model.is_initializing():
         return ctx
+    how, config, shape = model.attention, model.config, ctx.q_pos.shape
     whole = positions is None and segment_ids is None
-    chosen = kernels.choose(
-        model.attention, model.config, model.dtype, ctx.q_pos.shape, packed=packed, whole=whole
-    )
-    return ctx._replace(kernel=chosen)
+    found = kernels.choose(how, config, model.dtype, shape, packed=packed, whole=whole)
+    found = found or kernels.in_blocks(how, config, shape[1], packed=packed, whole=whole)
+    return ctx._replace(kernel=found)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))

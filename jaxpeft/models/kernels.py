@@ -3,7 +3,7 @@
     platform   kernel   what `attention='auto'` takes it for
     TPU        splash   rows of runs (below) of at least 128 tokens
     GPU        cudnn    rows that are one segment each, in bfloat16 or float16
-    others     none
+    others     none; then `blocks`, the plain path over a row's keys up to each block of queries
 
 The plain path of `attention.py` is the reference. A kernel sees only which row of the batch a token
 is in, its place there and its segment, so it is right where these say what positions say: where
@@ -33,6 +33,8 @@ PLATFORMS = {'tpu': 'splash', 'gpu': 'cudnn'}
 DTYPES = {'splash': ('bfloat16', 'float32'), 'cudnn': ('bfloat16', 'float16')}
 TILE = 128  # lanes of a TPU: a shorter row is mostly padding there
 CAPABILITY = (8, 0)  # of an NVIDIA GPU; from Hopper (9, 0) on heads may be twice as wide
+BLOCK = 64  # queries of a block, at least
+BLOCKS = 4  # of a row, at most: they leave 5/8 of its scores, and more take longer to compile
 INTERPRET = False  # the tests run the TPU's kernel in Pallas's interpreter
 
 
@@ -42,7 +44,7 @@ class Kernel:
     """The kernel of one forward pass; static, so that it goes through scan and remat as structure.
 
     Attributes:
-      name: 'splash' or 'cudnn'.
+      name: 'splash' or 'cudnn'; 'blocks' is no platform's.
       asked: by name, so that what it cannot do is an error.
       whole: every row is one segment without padding.
       windows: the distinct windows of the model's layers, None for global ones.
@@ -106,6 +108,31 @@ def choose(
             "kernel where it can, or 'plain'"
         )
     return None
+
+
+def in_blocks(
+    attention: str, config: ModelConfig, length: int, *, packed: bool, whole: bool
+) -> Kernel | None:
+    """The plain path in blocks, where `choose` found no kernel; None where a row is too short.
+
+    Args:
+      attention, config, packed, whole: as for `choose`; 'plain' is the path in one piece.
+      length: tokens of a row.
+    """
+    if attention != 'auto' or not (packed or whole) or len(edges(length)) == 2:
+        return None
+    return Kernel('blocks', False, whole, tuple(dict.fromkeys(config.windows)))
+
+
+def edges(length: int) -> tuple[int, ...]:
+    """Where the blocks of a row's queries begin, and where the last one ends.
+
+    Example:
+      >>> edges(200), edges(1024), edges(100)
+      ((0, 67, 133, 200), (0, 256, 512, 768, 1024), (0, 100))
+    """
+    blocks = max(1, min(BLOCKS, length // BLOCK))
+    return tuple(round(i * length / blocks) for i in range(blocks + 1))
 
 
 def platform() -> str:
