@@ -93,8 +93,8 @@ class Model:
     remat: str = 'none'
     """What the backward pass computes anew: none, full (least memory), dots, dots_no_batch."""
     attention: Literal['auto', 'plain', 'splash', 'cudnn'] = 'auto'
-    """auto: the platform's kernel where it is right, else plain in blocks. A kernel by name is for training:
-    splash (TPU) or cudnn (GPU), an error where it cannot; evaluation is then as with auto."""
+    """auto: the platform's kernel where it is right, else plain in blocks. A kernel by name is for
+    training: splash (TPU) or cudnn (GPU), an error where it cannot; evaluation is as with auto."""
     mesh: str = '-1,1,1'
     """Devices along data,fsdp,tensor; -1 means all that are left."""
 
