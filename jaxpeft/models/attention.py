@@ -118,14 +118,8 @@ class Attention(nn.Module):
         mask = visible(q_pos, k_pos, q_seg, k_seg, window)[:, None, None]
         if bias is not None:
             bias = bias.reshape(-1, groups, H // groups, *bias.shape[2:])
-        if kernel is None:
-            out = attend(grouped, k, v, bias, mask, self.scale)
-        else:  # no query sees what stands behind it
-            parts = [
-                attend(grouped[:, i:j], k[:, :j], v[:, :j], None, mask[..., i:j, :j], self.scale)
-                for i, j in itertools.pairwise(kernels.edges(T))
-            ]
-            out = jnp.concatenate(parts, axis=1)
+        edges = (0, T) if kernel is None else kernels.edges(T)
+        out = attend(grouped, k, v, bias, mask, self.scale, edges)
         return out.reshape(B, T, H, D).astype(q.dtype)
 
     def _kernel(self, qkv: tuple[Array, ...], given: tuple) -> kernels.Kernel | None:
@@ -170,8 +164,11 @@ def with_kernel(
     return ctx._replace(kernel=found)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def attend(q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float) -> Array:
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def attend(
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float,
+    edges: tuple[int, ...],
+) -> Array:  # fmt: skip
     """`softmax(scale * q k^T + bias) v` over the keys of `mask`, its backward pass written out.
 
     Kept for it: q, k, v, the probabilities P and the result O. With dP = dO V^T,
@@ -187,42 +184,68 @@ def attend(q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale:
       k: `[B, S, G, D]`.
       v: `[B, S, G, D]`.
       bias: float32 `[B or 1, G, R, T, S]`, or None.
-      mask: bool, broadcasts against `[B, G, R, T, S]`.
+      mask: bool `[B, 1, 1, T, S]`.
       scale: a number.
+      edges: `(0, T)`: all queries at once. `(0, i, ..., T)`: in blocks, where S = T, there is no
+        bias, and the mask shows no query of a block a key at the block's end or behind it.
 
     Returns:
       `[B, T, G, R, D]` in v's dtype; zeros where a query sees nothing.
     """
-    return _attend_forward(q, k, v, bias, mask, scale)[0]
+    return _attend_forward(q, k, v, bias, mask, scale, edges)[0]
+
+
+class Block(NamedTuple):
+    """What a block of queries keeps for the backward pass, each `[B, G, R t, ..]`."""
+
+    q: Array
+    probs: Array
+    out: Array
 
 
 def _attend_forward(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float
-) -> tuple[Array, Any]:
-    shape = q.shape
-    q, k, v = _queries(q), _keys(k), _keys(v)
-    scores = _split(_dot(q, k, 3, 3), shape) * scale
-    scores = scores if bias is None else scores + bias
-    probs = masked_softmax(scores, mask).astype(v.dtype).reshape(*q.shape[:3], k.shape[2])
-    out = _dot(probs, v, 3, 2, v.dtype)
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float,
+    edges: tuple[int, ...],
+) -> tuple[Array, Any]:  # fmt: skip
+    blocks, outs = [], []
+    for i, j in itertools.pairwise(edges):
+        end = j if len(edges) > 2 else k.shape[1]
+        shape, part = q[:, i:j].shape, _queries(q[:, i:j])
+        scores = _split(_dot(part, _keys(k[:, :end]), 3, 3), shape) * scale
+        scores = scores if bias is None else scores + bias
+        probs = masked_softmax(scores, mask[..., i:j, :end]).astype(v.dtype)
+        probs = probs.reshape(*part.shape[:3], end)
+        blocks.append(Block(part, probs, _dot(probs, _keys(v[:, :end]), 3, 2, v.dtype)))
+        outs.append(_tokens_first(_split(blocks[-1].out, shape)))
     like = None if bias is None else jnp.zeros((bias.shape[0], 0))  # its shape tells what to sum
-    return _tokens_first(_split(out, shape)), (q, k, v, probs, out, like)
+    return jnp.concatenate(outs, axis=1), (k, v, blocks, like)
 
 
-def _attend_backward(scale: float, saved: Any, dout: Array) -> tuple:
-    q, k, v, probs, out, like = saved
-    shape, dout = dout.shape, _queries(dout)
-    dv = _dot(probs, dout, 2, 2)
-    row = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    dscores = probs.astype(jnp.float32) * (_dot(dout, v, 3, 3) - row)
-    dbias = None
-    if like is not None:
-        dbias = _split(dscores, shape)
-        dbias = dbias if like.shape[0] == shape[0] else dbias.sum(axis=0, keepdims=True)
-    narrow = (scale * dscores).astype(k.dtype)
-    dq = _tokens_first(_split(_dot(narrow, k, 3, 2).astype(q.dtype), shape))
-    dk, dv = _dot(narrow, q, 2, 2).astype(k.dtype), dv.astype(v.dtype)
-    return dq, jnp.swapaxes(dk, 1, 2), jnp.swapaxes(dv, 1, 2), dbias, None
+def _attend_backward(scale: float, edges: tuple[int, ...], saved: Any, dout: Array) -> tuple:
+    k, v, blocks, like = saved
+    dqs, dks, dvs, dbias = [], [], [], None
+    for (i, j), (q, probs, out) in zip(itertools.pairwise(edges), blocks, strict=True):
+        end, shape, part = probs.shape[3], dout[:, i:j].shape, _queries(dout[:, i:j])
+        dvs.append(_dot(probs, part, 2, 2))
+        row = jnp.sum(part.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+        dscores = probs.astype(jnp.float32) * (_dot(part, _keys(v[:, :end]), 3, 3) - row)
+        if like is not None:
+            dbias = _split(dscores, shape)
+            dbias = dbias if like.shape[0] == shape[0] else dbias.sum(axis=0, keepdims=True)
+        narrow = (scale * dscores).astype(k.dtype)
+        dq = _dot(narrow, _keys(k[:, :end]), 3, 2).astype(q.dtype)
+        dqs.append(_tokens_first(_split(dq, shape)))
+        dks.append(_dot(narrow, q, 2, 2))
+    dk, dv = (_keys(_over_blocks(d)).astype(k.dtype) for d in (dks, dvs))
+    return jnp.concatenate(dqs, axis=1), dk, dv, dbias, None
+
+
+def _over_blocks(parts: list[Array]) -> Array:
+    """The sum of `[B, G, s, D]` arrays of the first s keys, the last of which has all."""
+    total = parts[-1]
+    for part in parts[:-1]:
+        total = total.at[:, :, : part.shape[2]].add(part)
+    return total
 
 
 def _queries(x: Array) -> Array:
@@ -232,7 +255,7 @@ def _queries(x: Array) -> Array:
 
 
 def _keys(x: Array) -> Array:
-    """`[B, S, G, D] -> [B, G, S, D]`."""
+    """`[B, S, G, D] -> [B, G, S, D]`, and the other way."""
     return jnp.swapaxes(x, 1, 2)
 
 
