@@ -321,7 +321,7 @@ def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here)
     until(lambda: list(checkpoints.glob('[0-9]*')), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    worker_file = 'lora-seed0.job.json'
+    worker_file = str(out / 'work' / 'logs' / 'lora-seed0.job.json')
     until(lambda: not running(worker_file))
     assert not (out / 'runs').exists()
     when = (out / 'base.json').stat().st_mtime_ns
