@@ -1,5 +1,6 @@
 """Strict JAX for every test: 8 CPU devices, no silent rank promotion, no network."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -28,7 +29,19 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+MAPS = pathlib.Path('/proc/self/maps')
+MANY = 20_000  # mappings: Linux grants 65,530, each compiled program takes some, and XLA crashes
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / 'shared'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def few_mappings():
+    """Lets go of compiled programs, after a module, before the process has too many of them."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b'\n') > MANY:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
