@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 import jaxpeft as jp
+from eval.bench import flops
 
 WIDTH, TOKENS, RANK = 768, 512, 32
 TRAINED_WITH = {'s2': 'lora+s2'}  # it has no numbers of its own: what it changes in LoRA's step
@@ -23,39 +24,6 @@ BLOCKS = {
     'num_heads': 12, 'attention_types': [[['global', 'local'], 1]], 'window_size': 256,
     'max_position_embeddings': TOKENS, 'eos_token_id': 3,
 }  # fmt: skip
-
-
-def flops(jaxpr: core.Jaxpr) -> int:
-    """The multiplications and additions of every product in a jaxpr, loops and branches opened.
-
-    A branch counts as its dearest side, a scan as its length times its body.
-    """
-    total = 0
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == 'dot_general':
-            contracted = eqn.params['dimension_numbers'][0][0]
-            inner = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-            total += 2 * inner * math.prod(eqn.outvars[0].aval.shape)
-            continue
-        inside = [flops(one) for one in _inner(eqn.params.values())]
-        if eqn.primitive.name == 'while' and any(inside):
-            raise NotImplementedError('a while loop has no length to multiply its products by')
-        how = max if eqn.primitive.name == 'cond' else sum
-        total += eqn.params.get('length', 1) * how(inside) if inside else 0
-    return total
-
-
-def _inner(values: Any) -> list[core.Jaxpr]:
-    """The jaxprs among an equation's parameters."""
-    found = []
-    for value in values:
-        if isinstance(value, core.ClosedJaxpr):
-            found.append(value.jaxpr)
-        elif isinstance(value, core.Jaxpr):
-            found.append(value)
-        elif isinstance(value, tuple | list):
-            found += _inner(value)
-    return found
 
 
 def kept(fn: Any, wrt: Any, rest: Any) -> int:
@@ -74,7 +42,7 @@ def kept(fn: Any, wrt: Any, rest: Any) -> int:
 def step(fn: Any, wrt: Any, rest: Any) -> int:
     """FLOPs of the sum of squares of `fn(wrt, rest)` and its gradient by `wrt`."""
     loss = jax.value_and_grad(lambda wrt, rest: jnp.sum(fn(wrt, rest) ** 2))
-    return flops(jax.make_jaxpr(loss)(wrt, rest).jaxpr)
+    return int(flops.count(loss, wrt, rest))
 
 
 @functools.cache

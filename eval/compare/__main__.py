@@ -168,7 +168,7 @@ def _compare(args: Args, setting: Setting, found: Found, matched: str) -> None:
         for group in runner.ordered(plan):
             if runner.do(group, tally):
                 _write(setting, found, base, sweeps, matched)
-        finished = _finished(setting, trained, sweeps)
+        finished = _finished(setting, found, sweeps)
         if args.cost_rounds and finished:
             runner.measure(setting.out / COSTS, finished, args.cost_rounds)
     lines = _write(setting, found, base, sweeps, matched)
@@ -176,9 +176,9 @@ def _compare(args: Args, setting: Setting, found: Found, matched: str) -> None:
     print(setting.out / 'compare.md')
 
 
-def _finished(setting: Setting, trained: Found, sweeps: dict[str, list[Job]]) -> list[Job]:
+def _finished(setting: Setting, found: Found, sweeps: dict[str, list[Job]]) -> list[Job]:
     """The first finished run of each entry that has one."""
-    each = [_runs(setting, entry, config, sweeps[entry.label]) for entry, config in trained]
+    each = [_runs(setting, e, c, sweeps[e.label]) for e, c in found if e.method != BASE]
     sound = [[job for job in own if job.done and 'diverged' not in job.found()] for own in each]
     return [own[0] for own in sound if own]
 
@@ -196,8 +196,7 @@ def _write(
 ) -> list[figures.Line]:
     """Writes compare.md, compare.json and the plots, of what is finished; the table's lines."""
     lines = []
-    trained = [(entry, config) for entry, config in found if entry.method != BASE]
-    costs = cost.read(setting.out / COSTS, _finished(setting, trained, sweeps))
+    costs = cost.read(setting.out / COSTS, _finished(setting, found, sweeps))
     for entry, config in found:
         sweep = sweeps.get(entry.label, [])
         runs = [] if entry.method == BASE else _runs(setting, entry, config, sweep)

@@ -80,9 +80,10 @@ class Update:
         step %= self._feed.steps
         fed = self._feed.at(step)
         assert fed is not None
+        size = self._feed.batcher.fits(step)
         jax.block_until_ready(fed.arrays)
         began = time.perf_counter()
-        self._make(self._feed.batcher.fits(step), fed.arrays)
+        self._make(size, fed.arrays)
         return time.perf_counter() - began, fed.tokens
 
     def _make(self, size: int, arrays: Any) -> None:
