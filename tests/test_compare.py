@@ -15,7 +15,19 @@ import pytest
 
 import jaxpeft as jp
 from eval.compare import __main__ as program
-from eval.compare import cost, entries, figures, forget, jobs, match, plots, run, table, worker
+from eval.compare import (
+    content,
+    cost,
+    entries,
+    figures,
+    forget,
+    jobs,
+    match,
+    plots,
+    run,
+    table,
+    worker,
+)
 from eval.compare.entries import Entry
 from eval.compare.figures import Line
 from tests import train_tiny
@@ -24,8 +36,15 @@ from train import cache, cli, feed, model, shapes
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
-def parse(methods, seeds=2, seeds_of=(), lrs=(), lrs_of=(), embedded=False):
-    return entries.parse(methods, seeds, seeds_of, lrs, lrs_of, embedded)
+def parse(methods, seeds=2, seeds_of=(), lrs=(), lrs_of=()):
+    return entries.parse(methods, seeds, seeds_of, lrs, lrs_of)
+
+
+def resolved(label, *flags):
+    """An entry and its configuration, on the embedded base."""
+    (entry,) = parse([label])
+    config, _ = cli.parse([*flags, f'--method={entry.method}', *entry.flags])
+    return entry, config
 
 
 def test_entries_are_read_as_they_are_spelled():
@@ -44,8 +63,24 @@ def test_entries_are_read_as_they_are_spelled():
     assert found[3].flags == ('--epoch=2',)
     assert len({entry.slug for entry in found}) == 4
     assert entries.flags('lora', 'loraplus=true') == ('--loraplus',)
-    assert entries.grid('hira', embedded=True) == (3.33e-3, 1e-2, 3e-2)
-    assert entries.grid('full', embedded=False)[1] == 1e-5
+    (two,) = parse(
+        ['lora:rslora=true,alpha=8'],
+        seeds_of=['lora:rslora=true,alpha=8=4'],
+        lrs_of=['lora:rslora=true,alpha=8=1e-3,3e-3'],
+    )
+    assert (two.seeds, two.rates) == (4, (1e-3, 3e-3))
+
+
+def test_rates_lie_around_the_usual_one_or_that_of_a_file(tmp_path):
+    there = ('--model_name=x', '--dataset=boolq')
+    grid = lambda label, *flags: entries.with_rates(*resolved(label, *flags)).rates
+    assert grid('hira') == (3.33e-3, 1e-2, 3e-2)
+    assert grid('full', *there)[1] == 1e-5
+    best = tmp_path / 'best.yaml'
+    best.write_text('lr: 0.5\n')
+    assert grid('lora', *there, f'--config={best}') == (0.167, 0.5, 1.5)
+    entry, config = resolved('lora')
+    assert entries.with_rates(entry._replace(rates=(7.0,)), config).rates == (7.0,)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +94,9 @@ def test_entries_are_read_as_they_are_spelled():
         (lambda: parse(['lora'], seeds_of=['hira=2']), 'METHOD=value with a method of --methods'),
         (lambda: parse(['lora'], seeds_of=['lora=0']), '1 or more'),
         (lambda: parse(['lora'], lrs_of=['lora=x']), 'learning rates are numbers'),
-        (lambda: jobs.check_flags(['--seed=3']), 'give --seeds N'),
+        (lambda: parse(['lora'], lrs_of=['lora=1e-3,hira=1e-3']), 'learning rates are numbers'),
+        (lambda: parse(['lora:seed=3']), 'sets seed for each run; give --seeds N'),
+        (lambda: entries.check_flags(['--seed=3']), 'give --seeds N'),
     ],
 )
 def test_what_is_misspelled_is_refused(call, message):
@@ -83,6 +120,24 @@ def test_ranks_match_the_reference_within_one(method):
     assert jp.count(built.state) == count(found)
 
 
+def test_matching_counts_layerwise_ranks_and_leaves_a_rank_that_is_asked_for():
+    flags = ('--rank_strategy=decreasing',)
+    eight = (*flags, '--r_ab=8')
+    pairs = [resolved('lora', *eight), resolved('hira', *eight), resolved('hira:rank=6', *flags)]
+    (_, lora), (_, hira), (_, own) = match.equalise(pairs)[0]
+    assert own.options['hira']['rank'] == 6
+    count = match.Counter(lora)
+    near = [abs(count(match.with_rank(hira, r)) - count(lora)) for r in range(1, 17)]
+    rank = hira.options['hira']['rank']
+    assert near[rank - 1] == min(near)
+    assert jp.count(model.setup(hira).state) == count(hira)  # of the ranks that act
+    assert count(hira) < count(match.with_rank(resolved('hira')[1], rank))
+    pattern = '--rank_pattern=q_proj=4,v_proj=4,k_proj=4,out_proj=4'
+    pairs = [resolved('lora'), resolved('hira', pattern)]
+    with pytest.raises(ValueError, match='at every rank'):
+        match.equalise(pairs)
+
+
 def test_matching_says_what_it_cannot_do():
     pairs = [(parse(['full'])[0], cli.parse(['--method=full'])[0])]
     with pytest.raises(ValueError, match='none of --methods has one'):
@@ -104,7 +159,7 @@ def line(label, accuracies=(), seconds=(), lr=1e-3, seeds=3):
 
 def test_intervals_are_students_over_seeds_and_gaps_are_paired():
     lora, hira = line('lora', [50.0, 52.0, 54.0]), line('hira', [51.0, 54.0])
-    assert lora.mean('accuracy') == 52.0
+    assert lora.centre('accuracy') == 52.0
     low, high = lora.interval('accuracy')  # t(0.975, 2) = 4.302653, s / sqrt(3) = 2 / sqrt(3)
     assert (low, high) == pytest.approx((52 - 4.302653 * 2 / 3**0.5, 52 + 4.302653 * 2 / 3**0.5))
     gap, interval = figures.against(hira, lora, 'accuracy')  # +1 and +2 on seeds 0 and 1
@@ -274,27 +329,82 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
         assert 'no finished base.json' in capsys.readouterr().err
 
 
+PLAIN = (
+    '--methods', 'none', 'lora', '--seeds=2', '--max_length=16', '--val_size=3', '--batch=4',
+    '--max_steps=40',
+)  # fmt: skip
+
+
 def test_plain_text_is_judged_by_its_perplexity(tiny, tmp_path, here):
     """The held-out windows are a seed's own, so each run has its own figure of the base."""
-    more = (
-        '--methods',
-        'none',
-        'lora',
-        '--seeds=2',
-        '--lrs=1e-2',
-        f'--dataset={tiny / "text.txt"}',
-    )
-    small = ('--max_length=16', '--val_size=3', '--batch=4', '--max_steps=40')
+    more = ('--lrs=1e-2', f'--dataset={tiny / "text.txt"}')
     with train_tiny.compiled_once():
-        assert program.main(flags(tiny, tmp_path, *more, *small)) == 0
-    for file in tmp_path.glob('runs/*.json'):
+        assert program.main(flags(tiny, tmp_path, *PLAIN, *more)) == 0
+    before = []
+    for file in sorted(tmp_path.glob('runs/*.json')):
         found = json.loads(file.read_text())
-        after, before = (found[when]['perplexity'] for when in ('after', 'before'))
-        assert after['corpus_ppl'] < before['corpus_ppl']
-        assert np.log(after['corpus_ppl']) == pytest.approx(
-            found['train']['best_val_loss'], rel=1e-4
-        )
-    assert '| perplexity |' in (tmp_path / 'compare.md').read_text()
+        after = found['after']['perplexity']['corpus_ppl']
+        before.append(found['before']['perplexity']['corpus_ppl'])
+        assert after < before[-1]
+        assert np.log(after) == pytest.approx(found['train']['best_val_loss'], rel=1e-4)
+    assert before[0] != before[1]
+    page = (tmp_path / 'compare.md').read_text()
+    assert '| held-out ppl |' in page
+    assert 'Each seed holds windows of its own out' in page
+    figures_ = json.loads((tmp_path / 'compare.json').read_text())
+    assert figures_['none']['figures']['perplexity']['values'] == before
+
+
+def test_a_test_text_judges_and_chooses_nothing(tiny, tmp_path, here, capsys):
+    other = tmp_path / 'other.txt'
+    other.write_text('The sun is hot. ' * 9)
+    rates = ('--lrs', '1e-3', '1e-2', '--sweep_rows=500')  # more rows than there are: all are taken
+    data = f'--dataset={tiny / "text.txt"}'
+    command = flags(tiny, tmp_path / 'out', *PLAIN, *rates, data, f'--test_text={other}')
+    with train_tiny.compiled_once():
+        assert program.main(command) == 0, capsys.readouterr().err
+    base = json.loads((tmp_path / 'out' / 'base.json').read_text())['test']
+    runs = [json.loads(f.read_text()) for f in (tmp_path / 'out').glob('runs/*.json')]
+    for one in runs:
+        assert one['test']['tokens'] == base['tokens'] > 20
+        assert one['test']['corpus_ppl'] != one['after']['perplexity']['corpus_ppl']
+    page = (tmp_path / 'out' / 'compare.md').read_text()
+    assert f'perplexity of other.txt ({base["tokens"]} tokens)' in page
+    assert f'| `none` | - | - | - | 1 | {base["corpus_ppl"]:.3f} |' in page
+    assert 'The test text was not looked at.' in page
+    capsys.readouterr()
+    other.write_text('The sun is cold. ' * 9)  # the same name, another text
+    assert program.main(command) == 2
+    assert 'other content of the text of --test_text' in capsys.readouterr().err
+    assert program.main(flags(tiny, tmp_path / 'q', '--methods=lora', f'--test_text={other}')) == 2
+    assert 'which have test rows of their own' in capsys.readouterr().err
+
+
+def test_a_rate_is_not_chosen_without_validation(tiny, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert program.main(flags(tiny, out, *METHODS, '--eval_strategy=no')) == 2
+    assert 'is chosen by validation' in capsys.readouterr().err
+    assert not (out / 'base.json').exists()
+
+
+def test_what_figures_were_made_of_is_known_by_content(tmp_path):
+    folder = tmp_path / 'model'
+    folder.mkdir()
+    (folder / 'config.json').write_text('{"n": 1}')
+    (tmp_path / 'boolq.train.jsonl.gz').write_bytes(b'rows')
+    config, _ = cli.parse(
+        ['--method=lora', f'--model_name={folder}', '--dataset=boolq', f'--data_dir={tmp_path}']
+    )
+    first = content.of(config, {'text': forget.NO_TEXT})
+    assert first.keys() == {'base', 'training data'}  # the questions are not there
+    (tmp_path / 'boolq.train.jsonl.gz').write_bytes(b'others')
+    (tmp_path / 'boolq.test.jsonl.gz').write_bytes(b'questions')
+    then = content.of(config, {})
+    assert content.differences(first, then) == ['training data']
+    (folder / 'model.safetensors').write_bytes(b'12')
+    assert content.differences(then, content.of(config, {})) == ['base']
+    embedded, _ = cli.parse(['--method=lora'])
+    assert content.of(embedded, {}) == {}
 
 
 def test_a_rate_that_diverges_is_written_down_and_not_taken(tiny, tmp_path, here):
@@ -305,7 +415,7 @@ def test_a_rate_that_diverges_is_written_down_and_not_taken(tiny, tmp_path, here
     assert bad['val_loss'] is None
     assert 'is' in bad['diverged']
     assert here[-2:] == [['lora-seed0']] * 2  # the run, and the cost of its update
-    assert '1e+30: -' in (tmp_path / 'compare.md').read_text()
+    assert '1e+30: diverged' in (tmp_path / 'compare.md').read_text()
 
 
 def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here):
@@ -331,6 +441,24 @@ def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here)
     assert (out / 'base.json').stat().st_mtime_ns == when
     steps = json.loads((out / 'runs' / 'lora-seed0.json').read_text())['steps']
     assert steps == 120
+
+
+def test_stopped_while_it_evaluates_it_ends_and_goes_on_with_nothing(tiny, tmp_path):
+    """A real process: SIGTERM while its worker loads or measures the base."""
+    out = tmp_path / 'out'
+    command = flags(tiny, out, '--methods', 'lora', '--seeds=1', '--lrs=1e-2')
+    env = os.environ | {'XLA_FLAGS': '', 'PYTHONPATH': str(ROOT), 'JAXPEFT_CACHE': str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'eval.compare', *command],
+        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    until((out / 'work' / 'logs' / 'base.log').exists, process)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, said
+    assert 'the same command continues here' in said
+    assert not (out / 'runs').exists()
+    assert not running(str(out / 'work' / 'logs' / 'base.job.json'))
 
 
 def until(happened, process=None, limit=500):
@@ -369,6 +497,8 @@ def test_the_cost_is_of_the_largest_batch_and_is_measured_anew_for_another_setti
     assert cost.read(file, [job]) == {}
     cost.write(file, [job], 2, found)
     assert cost.read(file, [job])['lora']['seconds'] == found['lora']['seconds']
+    assert cost.read(file, [job], 2) == cost.read(file, [job])
+    assert cost.read(file, [job], 50) == {}
     faster = dataclasses.replace(config.optim, lr=1.0, seed=5)
     same = job._replace(config=dataclasses.replace(config, optim=faster))
     assert cost.read(file, [same])
@@ -388,11 +518,13 @@ def test_an_update_is_compared_turn_by_turn():
     assert (
         '| method | s/step | tokens/s | update MB | process MB | adapter MB | time / lora |' in page
     )
-    assert '| `hira` | 3.167 | - | - | - | - | 1.50 |' in page
+    assert '| `hira` | 2.000 | - | - | - | - | 1.50 |' in page  # medians, all of them
 
 
 def test_the_table_marks_what_is_missing():
     page = table.render([line('none', [40.0], seeds=1), line('lora', [50.0])], {}, 'Matched.', [])
     assert 'Matched.' in page
     assert 'Not finished: lora 1 of 3 seeds.' in page
+    lost = line('hira', [50.0, 51.0])._replace(diverged=1)
+    assert 'Not finished' not in table.render([lost], {}, '', [])
     assert '| `lora` | - | - | 0.001 | 1 | 50.0 | - | - |' in page

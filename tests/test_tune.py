@@ -179,7 +179,14 @@ def test_a_parameter_budget_refuses_before_training(tiny, tmp_path, capsys):
         assert (refused['steps'], refused['validation']) == (0, {})
     other = [f'--run_dir={tmp_path / "none"}', f'--max_params={four - 1}']
     assert tune.main([*argv, *other]) == 2
-    assert f'refuses every trial: the smallest tried, rank=4, trains {four:,}' in (
+    assert f'refuses every trial: the smallest trains {four:,} numbers (rank=4)' in (
+        capsys.readouterr().err
+    )
+    space.write_text('rank: [choice, 4, 16]\ntarget_modules: [choice, "q_proj,v_proj", q_proj]\n')
+    both = ('--method=lora', f'--run_dir={tmp_path / "both"}', '--pruner=none', '--n_trials=1')
+    argv = [*flags(tiny, tmp_path, *both), f'--space={space}']
+    assert tune.main([*argv, f'--max_params={four // 2 - 1}']) == 2
+    assert f'trains {four // 2:,} numbers (rank=4, target_modules=q_proj)' in (
         capsys.readouterr().err
     )
 

@@ -178,7 +178,7 @@ def drawn(folder, rounds, together=2):
     folder.mkdir(exist_ok=True)
     for _ in range(rounds):
         study = studies.open_study(folder)
-        studies.begin(study, {'lr': 1e-3, 'rank': 4})
+        studies.begin(study, {'lr': 1e-3, 'rank': 4}, SPACE)
         for one in studies.ask(study, SPACE, together, ['rank'], seed=1, startup=2):
             study.tell(one.trial, one.values['lr'] * one.values['rank'])
     return [trial.params for trial in studies.open_study(folder).trials]
@@ -188,7 +188,7 @@ def test_a_search_that_was_cut_draws_on_as_one_that_was_not(tmp_path):
     import optuna
 
     study = studies.open_study(tmp_path)
-    studies.begin(study, {'lr': 1e-3, 'rank': 4})
+    studies.begin(study, {'lr': 1e-3, 'rank': 4}, SPACE)
     for _ in range(3):
         for one in studies.ask(study, SPACE, 2, ['rank'], seed=1, startup=2):
             study.tell(one.trial, one.values['lr'] * one.values['rank'])
@@ -201,13 +201,22 @@ def test_a_search_that_was_cut_draws_on_as_one_that_was_not(tmp_path):
     assert optuna.logging.get_verbosity() == optuna.logging.WARNING
 
 
+def test_a_configuration_outside_the_space_is_not_called_the_default(tmp_path, capsys):
+    study = studies.open_study(tmp_path)
+    studies.begin(study, {'lr': 1e-3}, SPACE)  # its rank is none of the choices
+    assert 'a value of rank outside the range' in capsys.readouterr().out
+    (one,) = studies.ask(study, SPACE, 1, [], seed=1, startup=2)
+    assert one.values['lr'] == 1e-3
+    assert 'default' not in one.trial.user_attrs
+
+
 def test_what_a_killed_process_left_is_failed_and_asked_again(tmp_path):
     study = studies.open_study(tmp_path)
-    studies.begin(study, {'lr': 1e-3, 'rank': 4})
+    studies.begin(study, {'lr': 1e-3, 'rank': 4}, SPACE)
     left = studies.ask(study, SPACE, 2, ['rank'], seed=1, startup=2)
     again = studies.open_study(tmp_path)  # as the next process does
     assert studies.finished(again) == 0
-    studies.begin(again, {'lr': 1e-3, 'rank': 4})  # the study has begun: no second default
+    studies.begin(again, {'lr': 1e-3, 'rank': 4}, SPACE)  # the study has begun: no second default
     redone = studies.ask(again, SPACE, 2, ['rank'], seed=1, startup=2)
     assert [one.values for one in redone] == [one.values for one in left]
     for one in redone:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import jaxpeft as jp
-from jaxpeft import structure
+from jaxpeft import paths, structure
 from train import config as configs
 from train import mesh as meshes
 from train import options
@@ -104,9 +104,14 @@ def _fit(config: Config, model: Any, params: Any, tokenizer: Any, mesh: Mesh, fr
     evaluated = bound(plan, model, tokenizer)
     differs = any(map(_training_only, plan.values()))
     differs = differs or model.attention != config.model.attention
-    trained = model.clone(attention=config.model.attention)
+    trained = as_trained(model, config)
     forward = bound(plan, trained, tokenizer, training=True) if differs else evaluated
     return Built(model, params, tokenizer, plan, state, forward, evaluated, mesh)
+
+
+def as_trained(model: Any, config: Config) -> Any:
+    """The base with the attention that its updates are made with, see `--attention`."""
+    return model.clone(attention=config.model.attention)
 
 
 def make_plan(config: Config, model: Any, params: Any) -> Rules:
@@ -129,6 +134,34 @@ def make_plan(config: Config, model: Any, params: Any) -> Rules:
         rank_strategy=asked.rank_strategy,
         bias=asked.bias,
     )
+
+
+def count(plan: Rules, params: Any, seed: int = 0) -> int:
+    """The trainable numbers of a plan that act, from shapes: nothing is drawn, no SVD is taken.
+
+    Args:
+      plan: the rules.
+      params: the base, or its shapes.
+      seed: of the run.
+
+    Raises:
+      ValueError: for a rank that a kernel cannot hold, or targets that match nothing.
+    """
+    start = lambda key, params: jp.init(plan, key, params)
+    key = jax.random.key(seed)
+    shapes = jax.eval_shape(start, key, params)
+    if not any(path.endswith('/rank') for path, _ in paths.flatten(shapes.consts)):
+        return jp.count(shapes)
+    # Layer-wise ranks are numbers, not shapes. XLA leaves out whatever they do not need.
+    zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
+    ranks = jax.jit(lambda key: _ranks(start(key, zeros()).consts))(key)
+    return jp.count(jp.State(shapes.params, ranks))
+
+
+def _ranks(consts: Any) -> Any:
+    """The tree with its `rank` leaves only."""
+    kept = {k: _ranks(v) if isinstance(v, dict) else v for k, v in consts.items()}
+    return {k: v for k, v in kept.items() if k == 'rank' or (isinstance(v, dict) and v)}
 
 
 def bound(plan: Rules, model: Any, tokenizer: Any, training: bool = False) -> Callable:

@@ -82,6 +82,19 @@ def from_hub(task: str, split: str, skip: bool = False, report: Report = print) 
     return collector.finish(report)
 
 
+def paths(dataset: str, split: str, data_dir: str | pathlib.Path | None) -> list[pathlib.Path]:
+    """The user's own files that `load` would read; none where the hub or the package has them."""
+    if is_own(dataset):
+        return [pathlib.Path(dataset)]
+    if data_dir is None or dataset == 'embedded':
+        return []
+    tasks = benchmarks.EIGHT if dataset == 'common_170k' else (benchmarks.get(dataset).NAME,)
+    whole = _file(pathlib.Path(data_dir), dataset, split)
+    if dataset == 'common_170k' and whole.is_file():
+        return [whole]
+    return [_file(pathlib.Path(data_dir), task, split) for task in tasks]
+
+
 def _common(split: str, data_dir, skip: bool, report: Report) -> list[Row]:
     """common_170k: the eight train sets (one file on the hub); its test is the eight tests.
 
@@ -105,14 +118,18 @@ def _looks_like_path(dataset: str) -> bool:
     return '/' in dataset or '\\' in dataset or '.' in dataset or pathlib.Path(dataset).exists()
 
 
+def is_own(dataset: str) -> bool:
+    """Whether a data set is a file of the user's own, and no name."""
+    return dataset not in JOINED and not benchmarks.known(dataset)
+
+
 def is_text(dataset: str) -> bool:
     """Whether a data set is plain text, for `train.texts`, and no set of questions.
 
     Raises:
       ValueError: a file of neither form.
     """
-    named = dataset in JOINED or benchmarks.known(dataset)
-    return not named and texts.is_text(dataset)
+    return is_own(dataset) and texts.is_text(dataset)
 
 
 def load(

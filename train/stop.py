@@ -11,12 +11,15 @@ MESSAGE = 'SIGTERM: stopped; the same command continues here'
 class Stop:
     """Whether the program was asked to end. Use it as a context manager around the whole run.
 
+    Args:
+      code: what the program ends with.
+
     Attributes:
       asked: a SIGTERM has come.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, code: int = 0) -> None:
+        self.asked, self._code = False, code
         self._deferred = False
 
     def __enter__(self) -> 'Stop':
@@ -40,4 +43,4 @@ class Stop:
         self.asked = True
         if not self._deferred:
             print(MESSAGE, flush=True)
-            raise SystemExit(0)
+            raise SystemExit(self._code)

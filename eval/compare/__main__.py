@@ -9,13 +9,13 @@ from typing import Literal
 import jax
 import tyro
 
-from eval.compare import cost, entries, figures, jobs, match, plots, run, table
+from eval.compare import content, cost, entries, figures, jobs, match, plots, run, table
 from eval.compare.entries import BASE, Entry
-from eval.compare.forget import Text
+from eval.compare.forget import NO_TEXT, Text
 from eval.compare.jobs import Job, Setting
 from eval.compare.match import Found
 from jaxpeft.near import nearest
-from train import cli, errors, rundir
+from train import cli, data, errors, rundir
 from train.config import Config
 
 COSTS = 'costs.json'  # in --out_dir
@@ -47,7 +47,8 @@ class Args:
     lrs_of: tuple[str, ...] = ()
     """Others for some methods: hira=1e-3,3e-3 full=1e-5,3e-5."""
     sweep_rows: int = 500
-    """Training rows of the short runs that choose the rate; 0: as many as the runs have."""
+    """Training rows of the short runs that choose the rate, at most; 0: as many as the runs
+    have."""
     match: Literal['none', 'params'] = 'none'
     """params: each method's rank is the one that trains nearest to as many numbers as the
     reference."""
@@ -61,11 +62,16 @@ class Args:
     """Text like what the base was pretrained on (.txt, .gz, .jsonl with a column text). Empty: for
     the embedded base new documents of its own corpus, else none is read."""
     forget_tokens: int = 20_000
-    """How many tokens of it are read."""
+    """How many tokens of it are read; 0: all."""
     forget_window: int = 512
-    """Tokens in a window of it."""
+    """Tokens in a window of it, and of --test_text."""
     forget_stride: int = 256
-    """New tokens in a window of it."""
+    """New tokens in a window of it, and of --test_text."""
+    test_text: str = ''
+    """For plain text as --dataset: a file that quality is measured on, the same for all, and that
+    nothing is chosen by. Empty: the windows that a run holds out, which choose rate and step."""
+    test_tokens: int = 0
+    """How many tokens of it are read; 0: all."""
     together: bool = True
     """Train the rates, and then the seeds, of a method as one program (train.sweep): on CPU a part
     in each of as many threads as cores, measured at 0.6 of the time of one after the other; mapped
@@ -101,47 +107,72 @@ def _program(argv: Sequence[str]) -> None:
         use_underscores=True,
         return_unknown_args=True,
     )
-    jobs.check_flags(rest)
+    entries.check_flags(rest)
     # Jobs are processes of their own; this one only counts shapes, and leaves the accelerator to
     # them.
     jax.config.update('jax_platforms', 'cpu')
-    embedded = cli.parse([*rest, '--method=lora'])[0].model.model_name == 'embedded'
-    setting = _setting(args, rest, embedded)
-    found = [(entry, jobs.resolve(setting, entry)) for entry in _entries(args, embedded)]
+    listed = _entries(args)
+    first = next(entry for entry in listed if entry.method != BASE)
+    shared, _ = cli.parse([*rest, f'--method={first.method}', *first.flags])
+    setting = _setting(args, rest, shared)
+    found = [_resolved(setting, entry, first) for entry in listed]
     matched = ''
     if args.match == 'params':
         found, matched = match.equalise(found, args.match_to)
     with rundir.lock(setting.out):
-        (setting.out / '.gitignore').write_text('work/\n.lock\n')
+        ignored = setting.out / '.gitignore'
+        if not ignored.exists():
+            ignored.write_text('work/\n.lock\n')
         _compare(args, setting, found, matched)
 
 
-def _setting(args: Args, rest: Sequence[str], embedded: bool) -> Setting:
-    """Checks what the flags say by themselves."""
+def _resolved(setting: Setting, entry: Entry, first: Entry) -> tuple[Entry, Config]:
+    """The entry with its configuration; the untrained base gets that of the first method."""
+    if entry.method == BASE:
+        return entry, jobs.resolve(setting, first)
+    config = jobs.resolve(setting, entry)
+    return entries.with_rates(entry, config), config
+
+
+def _setting(args: Args, rest: Sequence[str], config: Config) -> Setting:
+    """Checks what the flags say by themselves.
+
+    Args:
+      args: the comparison's own flags.
+      rest: those of train.run.
+      config: any entry's: the base and the data are the same for all.
+    """
     for flag, least in (
         ('sweep_rows', 0),
         ('r_ab', 0),
-        ('forget_tokens', 2),
+        ('forget_tokens', 0),
+        ('test_tokens', 0),
         ('threads', 0),
         ('cost_rounds', 0),
     ):
         if getattr(args, flag) < least:
             raise ValueError(f'--{flag} must be at least {least}, got {getattr(args, flag)}')
-    if args.forget_text and not pathlib.Path(args.forget_text).is_file():
-        raise FileNotFoundError(f'--forget_text names a file; there is no {args.forget_text}')
+    for flag in ('forget_text', 'test_text'):
+        name = getattr(args, flag)
+        if name and not pathlib.Path(name).is_file():
+            raise FileNotFoundError(f'--{flag} names a file; there is no {name}')
+    if args.test_text and not data.is_text(config.data.dataset):
+        raise ValueError(
+            f'--test_text judges runs on plain text, and --dataset {config.data.dataset} holds '
+            'questions, which have test rows of their own'
+        )
     out = pathlib.Path(args.out_dir)
-    text = Text(
-        args.forget_text or ('embedded' if embedded else ''),
-        args.forget_tokens, args.forget_window, args.forget_stride,
-    )  # fmt: skip
+    windows = args.forget_window, args.forget_stride
+    own = 'embedded' if config.model.model_name == 'embedded' else ''
+    text = Text(args.forget_text or own, args.forget_tokens, *windows)
+    test = Text(args.test_text, args.test_tokens, *windows) if args.test_text else NO_TEXT
     work = pathlib.Path(args.work_dir) if args.work_dir else out / 'work'
-    return Setting(tuple(rest), out, work, args.r_ab, args.sweep_rows, text)
+    made_of = content.of(config, {'text of --forget_text': text, 'text of --test_text': test})
+    return Setting(tuple(rest), out, work, args.r_ab, args.sweep_rows, text, test, made_of)
 
 
-def _entries(args: Args, embedded: bool) -> list[Entry]:
-    found = entries.parse(
-        args.methods, args.seeds, args.seeds_of, args.lrs, args.lrs_of, embedded=embedded
-    )
+def _entries(args: Args) -> list[Entry]:
+    found = entries.parse(args.methods, args.seeds, args.seeds_of, args.lrs, args.lrs_of)
     labels = [entry.label for entry in found]
     for label in args.only:
         if label not in labels:
@@ -198,9 +229,15 @@ def _write(
     lines = []
     costs = cost.read(setting.out / COSTS, _finished(setting, found, sweeps))
     for entry, config in found:
-        sweep = sweeps.get(entry.label, [])
-        runs = [] if entry.method == BASE else _runs(setting, entry, config, sweep)
-        lines.append(figures.line(entry, sweep, runs, base.found(), costs.get(entry.label)))
+        if entry.method == BASE:
+            continue
+        sweep = sweeps[entry.label]
+        runs = _runs(setting, entry, config, sweep)
+        lines.append(figures.line(entry, sweep, runs, costs.get(entry.label)))
+    for place, (entry, _) in enumerate(found):
+        if entry.method == BASE:
+            others = [run for one in lines for run in one.runs]
+            lines.insert(place, figures.base_line(entry, base.found(), others))
     names = plots.write(lines, setting.out / 'plots')
     (setting.out / 'compare.md').write_text(table.render(lines, sweeps, matched, names))
     rundir.write_json(setting.out / 'compare.json', figures.summary(lines))

@@ -138,9 +138,18 @@ def write(file: pathlib.Path, jobs: Sequence[Job], rounds: int, found: Costs) ->
     rundir.write_json(file, {'versions': results.versions(), 'rounds': rounds, 'entries': entries})
 
 
-def read(file: pathlib.Path, jobs: Sequence[Job]) -> Costs:
-    """What the file holds of these jobs; of none whose configuration has changed since."""
-    entries = json.loads(file.read_text())['entries'] if file.exists() else {}
+def read(file: pathlib.Path, jobs: Sequence[Job], rounds: int = 0) -> Costs:
+    """What the file holds of these jobs; of none whose configuration has changed since.
+
+    Args:
+      file: that `write` wrote, or none.
+      jobs: see `measure`.
+      rounds: of that many turns only; 0 for any.
+    """
+    if not file.exists():
+        return {}
+    found = json.loads(file.read_text())
+    entries = found['entries'] if rounds in (0, found['rounds']) else {}
     return {
         job.label: entries[job.label]
         for job in jobs

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eval import stats
-from eval.compare.entries import BASE, Entry
+from eval.compare.entries import Entry
 from eval.compare.jobs import Job, chosen
 
 
@@ -19,7 +19,7 @@ class Line(NamedTuple):
       edge: whether it is the smallest or largest of those tried.
       runs: the finished files of its seeds.
       diverged: how many runs ended without a number.
-      values: axis -> a figure a run, in the order of the seeds (seconds: a figure a turn, as
+      values: axis -> a figure a run, in the order of the seeds (of `TURNS` a figure a turn, as
         `eval.compare.cost` took them); see `AXES`.
     """
 
@@ -30,14 +30,31 @@ class Line(NamedTuple):
     diverged: int
     values: dict[str, list[float]]
 
-    def mean(self, axis: str) -> float | None:
-        """The mean over seeds."""
+    def centre(self, axis: str) -> float | None:
+        """The mean over seeds; the median of turns, of which one may have met other work."""
         own = self.values.get(axis)
-        return sum(own) / len(own) if own else None
+        if not own:
+            return None
+        return statistics.median(own) if axis in TURNS else sum(own) / len(own)
 
     def interval(self, axis: str) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean; None for fewer than two seeds."""
+        """Student's 95 % interval of the mean over seeds; None for fewer than two."""
         return stats.mean_interval(self.values.get(axis, []))
+
+
+def base_line(entry: Entry, base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Line:
+    """The figures of the untrained base.
+
+    Args:
+      entry: its entry.
+      base: what base.json holds.
+      runs: the finished files of all others. On plain text each seed holds windows of its own out,
+        and each run tells what the base made of them.
+    """
+    values = _values([base])
+    before = {run['config'].get('seed'): run['before'] for run in runs if 'before' in run}
+    own = [{'after': before[seed]} for seed in sorted(before)]
+    return Line(entry, None, False, [dict(base)], 0, values | _values(own))
 
 
 class Axis(NamedTuple):
@@ -50,14 +67,16 @@ class Axis(NamedTuple):
 
 AXES = {
     'accuracy': Axis('accuracy in %, mean of the tasks', +1),
-    'perplexity': Axis('perplexity of held-out text', -1),
+    'test': Axis('perplexity of the test text', -1),
+    'perplexity': Axis('perplexity of the validation windows', -1),
     'validation': Axis('validation loss', -1),
     'forgetting': Axis('forgetting: perplexity of other text', -1),
     'trained': Axis('trained numbers', -1, log=True),
     'seconds': Axis('seconds a step', -1),
     'memory': Axis('memory of an update in MB', -1),
 }
-QUALITIES = ('accuracy', 'perplexity', 'validation')  # the first that was measured
+QUALITIES = ('accuracy', 'test', 'perplexity', 'validation')  # the first that was measured
+TURNS = ('seconds', 'speed')
 MB = 1e6
 
 
@@ -65,12 +84,9 @@ def line(
     entry: Entry,
     sweep: Sequence[Job],
     runs: Sequence[Job],
-    base: Mapping[str, Any],
     cost: Mapping[str, Any] | None = None,
 ) -> Line:
     """The figures of an entry from what is finished of it, and what its update costs."""
-    if entry.method == BASE:
-        return Line(entry, None, False, [dict(base)], 0, _values([base]))
     finished = all(job.done for job in sweep)
     rate = chosen(entry, sweep) if finished else None
     found = [job.found() for job in runs if job.done]
@@ -95,10 +111,11 @@ def _values(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
 
 def _of_run(run: Mapping[str, Any]) -> dict[str, float | None]:
     name, after = decoding(run), run['after']
-    forget, train = (run.get(k) or {} for k in ('forget', 'train'))
+    forget, test, train = (run.get(k) or {} for k in ('forget', 'test', 'train'))
     process, size = run.get('process_bytes'), run.get('adapter_bytes')
     return {
         'accuracy': 100 * after[name]['mean'] if name else None,
+        'test': test.get('corpus_ppl'),
         'perplexity': after['perplexity']['corpus_ppl'] if 'perplexity' in after else None,
         'forgetting': forget.get('corpus_ppl'),
         'trained': train.get('trainable'),
@@ -111,9 +128,9 @@ def _of_run(run: Mapping[str, Any]) -> dict[str, float | None]:
 def _of_cost(cost: Mapping[str, Any] | None) -> dict[str, list[float]]:
     if cost is None:
         return {}
-    speed = sum(cost['tokens']) / sum(cost['seconds'])
+    speed = [n / s for n, s in zip(cost['tokens'], cost['seconds'], strict=True)]
     memory = cost['program']['total'] / MB
-    return {'seconds': cost['seconds'], 'speed': [speed], 'memory': [memory]}
+    return {'seconds': cost['seconds'], 'speed': speed, 'memory': [memory]}
 
 
 def slower(one: Line, other: Line) -> float | None:
@@ -125,7 +142,7 @@ def slower(one: Line, other: Line) -> float | None:
 
 
 def quality(lines: Sequence[Line]) -> str:
-    """The axis of task quality: accuracy, of plain text perplexity, else the validation loss."""
+    """The axis of task quality: accuracy, a perplexity of plain text, or the validation loss."""
     return next((n for n in QUALITIES if any(n in one.values for one in lines)), QUALITIES[-1])
 
 
@@ -169,14 +186,15 @@ def front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> lis
 
 
 def summary(lines: Sequence[Line]) -> dict[str, Any]:
-    """The figures as JSON: label -> axis -> {'mean', 'interval', 'values'}."""
+    """The figures as JSON: label -> axis -> {'centre', 'interval', 'values'}; see `Line`."""
     return {
         one.entry.label: {
             'lr': one.rate,
             'seeds': len(one.runs),
             'diverged': one.diverged,
             'figures': {
-                axis: {'mean': one.mean(axis), 'interval': one.interval(axis), 'values': values}
+                axis: {'centre': one.centre(axis), 'values': values}
+                | ({} if axis in TURNS else {'interval': one.interval(axis)})
                 for axis, values in one.values.items()
             },
         }

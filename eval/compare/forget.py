@@ -1,6 +1,7 @@
 """Forgetting: the perplexity of text like the base's own, which no method is trained on."""
 
 import gzip
+import pathlib
 import random
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ class Text(NamedTuple):
 
     Attributes:
       file: '' for none, 'embedded' for new documents of the embedded base's corpus, or a file.
-      tokens: how many are read at most.
+      tokens: how many are read at most; 0 for all.
       window, stride: of the perplexity.
     """
 
@@ -28,6 +29,14 @@ class Text(NamedTuple):
     tokens: int
     window: int
     stride: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a perplexity of it depends on, as JSON; the file by its name alone."""
+        return self._asdict() | {'file': pathlib.PurePath(self.file).name}
+
+
+NO_TEXT = Text('', 0, 0, 0)
 
 
 def documents(file: str) -> list[str]:
@@ -50,13 +59,13 @@ def documents(file: str) -> list[str]:
 
 def tokens(text: Text, tokenizer: Any) -> list[np.ndarray]:
     """The first `text.tokens` tokens, document by document; none where there is no text."""
-    found, left = [], text.tokens
+    found: list[np.ndarray] = []
     for one in documents(text.file) if text.file else ():
+        left = text.tokens - sum(map(len, found)) if text.tokens else None
+        if left == 0:
+            break
         ids = tokenizer(one, verbose=False)['input_ids'][:left]
         found.append(np.asarray(ids, np.int32))
-        left -= len(ids)
-        if left <= 0:
-            break
     return found
 
 

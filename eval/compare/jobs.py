@@ -5,33 +5,24 @@
     runs/METHOD-seed0.json         a run: quality, forgetting, speed, memory, bytes
 
 A file is believed where its `config` is that of its job. Paths are no part of it, so that the files
-mean the same on another machine.
+mean the same on another machine; what lies there is known by its content, see `content`.
 """
 
 import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.compare import match
+from eval.compare import content, entries, match
 from eval.compare.entries import BASE, Entry
-from eval.compare.forget import Text
+from eval.compare.forget import NO_TEXT, Text
 from train import cli, outs
 from train import config as configs
 from train.config import Config
 
 PATHS = ('model_name', 'dataset')  # known by their names alone
-OWN = {
-    'method': 'give --methods',
-    'seed': 'give --seeds N',
-    'lr': 'give --lrs',
-    'run_dir': 'give --out_dir',
-    'resume': 'what is finished is always kept',
-    'out': 'give --out_dir',
-    'wandb': 'start that run with train.run',
-}  # flags of train.run that a comparison sets for each run
 
 
 class Job(NamedTuple):
@@ -43,13 +34,17 @@ class Job(NamedTuple):
       file: what says that it is done.
       config: of the run.
       text: what forgetting is measured on.
+      test: text that a run on plain text is judged by; nothing is chosen by it.
+      content: what all this was made of, see `content.of`.
     """
 
     kind: str
     label: str
     file: pathlib.Path
     config: Config
-    text: Text
+    text: Text = NO_TEXT
+    test: Text = NO_TEXT
+    content: Mapping[str, str] = {}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -59,19 +54,27 @@ class Job(NamedTuple):
         if self.kind == 'base':
             found = {k: found[k] for k in BASE_KEYS if k in found}
         found |= {key: pathlib.PurePath(found[key]).name for key in PATHS}
-        text = self.text._asdict() | {'file': pathlib.PurePath(self.text.file).name}
-        return found | ({} if self.kind == 'sweep' else {'forget': text})
+        if self.kind == 'sweep':
+            return found
+        test = {'test': self.test.identity} if self.test.file else {}
+        return found | {'forget': self.text.identity} | test
 
     @property
     def done(self) -> bool:
         """Whether its file is there.
 
         Raises:
-          ValueError: where it is there and of another configuration.
+          ValueError: where it is there and of another configuration, or made of other files.
         """
         if not self.file.exists():
             return False
         outs.check_free(self.file, self.identity)
+        changed = content.differences(self.found().get('content', {}), self.content)
+        if changed:
+            raise ValueError(
+                f'{self.file} was made with other content of the {" and the ".join(changed)} '
+                'than is there now. Give another --out_dir, or remove the file'
+            )
         return True
 
     def found(self) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class Setting(NamedTuple):
       out, work: the two folders.
       rank: of every method; 0 is the method's own.
       sweep_rows: of a sweep's runs.
-      text: see Job.
+      text, test, content: see Job.
     """
 
     flags: tuple[str, ...]
@@ -102,76 +105,55 @@ class Setting(NamedTuple):
     rank: int
     sweep_rows: int
     text: Text
+    test: Text = NO_TEXT
+    content: Mapping[str, str] = {}
 
-
-def check_flags(flags: Sequence[str]) -> None:
-    """Refuses flags of train.run that the comparison itself sets.
-
-    Raises:
-      ValueError: naming it and what to give instead.
-    """
-    for name, instead in OWN.items():
-        if _given(flags, name):
-            raise ValueError(f'--{name} is what eval.compare sets for each run; {instead}')
+    def job(self, kind: str, label: str, file: str, config: Config, folder: str) -> Job:
+        """A job whose figures go to a file in `out`, and whose run works in a folder of `work`."""
+        run = dataclasses.replace(config.run, run_dir=str(self.work / folder))
+        there = dataclasses.replace(config, run=run)
+        return Job(kind, label, self.out / file, there, self.text, self.test, self.content)
 
 
 def resolve(setting: Setting, entry: Entry) -> Config:
-    """An entry's configuration, as train.run would resolve it; seed and rate are set later.
-
-    The untrained base has none of its own, and gets that of a method.
-    """
-    defaults = [] if _given(setting.flags, 'eval_decodings') else ['--eval_decodings=loglik']
-    method = 'lora' if entry.method == BASE else entry.method
-    config, _ = cli.parse([*defaults, *setting.flags, f'--method={method}', *entry.flags])
-    own_rank = any('rank=' in flag or 'r_ab' in flag for flag in entry.flags)
-    if setting.rank and match.ranked(config) and not own_rank:
+    """An entry's configuration, as train.run would resolve it; seed and rate are set later."""
+    defaults = [] if entries.given(setting.flags, 'eval_decodings') else ['--eval_decodings=loglik']
+    config, _ = cli.parse([*defaults, *setting.flags, f'--method={entry.method}', *entry.flags])
+    if setting.rank and match.ranked(config) and not entry.own_rank:
         config = match.with_rank(config, setting.rank)
     return config
 
 
-def _given(flags: Sequence[str], name: str) -> bool:
-    return any(f[2:].split('=')[0].replace('-', '_') == name for f in flags if f.startswith('--'))
-
-
 def base_job(setting: Setting, config: Config) -> Job:
     """The untrained base: asked, and read the text of forgetting."""
-    folder = setting.work / BASE
-    there = dataclasses.replace(config, run=dataclasses.replace(config.run, run_dir=str(folder)))
-    return Job('base', BASE, setting.out / 'base.json', there, setting.text)
+    return setting.job('base', BASE, 'base.json', config, BASE)
 
 
 def sweep_jobs(setting: Setting, entry: Entry, config: Config) -> list[Job]:
     """A short run for each learning rate; none where there is no choice."""
     if len(entry.rates) < 2:
         return []
-    rows = setting.sweep_rows
-    if rows and config.data.train_rows:
-        rows = min(rows, config.data.train_rows)
+    if config.validation.eval_strategy == 'no':
+        raise ValueError(
+            f'{entry.label}: one of {len(entry.rates)} learning rates is chosen by validation, and '
+            '--eval_strategy no leaves it out; give one rate (--lrs), or another strategy'
+        )
+    count = setting.sweep_rows
+    if count and config.data.train_rows:
+        count = min(count, config.data.train_rows)
     optim = config.optim
     steps = optim.max_steps
-    if rows:
-        passes = math.ceil(optim.epoch * rows / (optim.batch * optim.grad_acc))
+    if count:
+        passes = math.ceil(optim.epoch * count / (optim.batch * optim.grad_acc))
         steps = min(steps or passes, passes)
-    data = dataclasses.replace(config.data, train_rows=rows or config.data.train_rows)
+    rows = dataclasses.replace(config.data, train_rows=count or config.data.train_rows)
     quiet = dataclasses.replace(config.evaluation, eval_tasks='none')
     jobs = []
     for rate in entry.rates:
-        name = f'{entry.slug}-lr{rate:g}'
-        jobs.append(
-            Job(
-                'sweep',
-                entry.label,
-                setting.out / 'sweep' / f'{name}.json',
-                dataclasses.replace(
-                    config,
-                    data=data,
-                    evaluation=quiet,
-                    optim=dataclasses.replace(optim, lr=rate, max_steps=steps, seed=0),
-                    run=dataclasses.replace(config.run, run_dir=str(setting.work / 'sweep' / name)),
-                ),
-                setting.text,
-            )
-        )
+        name = f'sweep/{entry.slug}-lr{rate:g}'
+        own = dataclasses.replace(optim, lr=rate, max_steps=steps, seed=0)
+        short = dataclasses.replace(config, data=rows, evaluation=quiet, optim=own)
+        jobs.append(setting.job('sweep', entry.label, f'{name}.json', short, name))
     return jobs
 
 
@@ -179,20 +161,10 @@ def run_jobs(setting: Setting, entry: Entry, config: Config, rate: float) -> lis
     """A run for each seed."""
     jobs = []
     for seed in range(entry.seeds):
-        name = f'{entry.slug}-seed{seed}'
-        jobs.append(
-            Job(
-                'run',
-                entry.label,
-                setting.out / 'runs' / f'{name}.json',
-                dataclasses.replace(
-                    config,
-                    optim=dataclasses.replace(config.optim, lr=rate, seed=seed),
-                    run=dataclasses.replace(config.run, run_dir=str(setting.work / 'runs' / name)),
-                ),
-                setting.text,
-            )
-        )
+        name = f'runs/{entry.slug}-seed{seed}'
+        own = dataclasses.replace(config.optim, lr=rate, seed=seed)
+        there = dataclasses.replace(config, optim=own)
+        jobs.append(setting.job('run', entry.label, f'{name}.json', there, name))
     return jobs
 
 

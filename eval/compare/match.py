@@ -4,8 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import jax
-
 import jaxpeft as jp
 from eval.compare.entries import BASE, Entry
 from jaxpeft.near import nearest
@@ -31,6 +29,7 @@ def equalise(found: Found, reference: str = '') -> tuple[Found, str]:
       ValueError: where the reference has no rank, or an entry's rank cannot be found.
     """
     ranks = {e.label: c for e, c in found if e.method != BASE and ranked(c)}
+    fixed = [e.label for e, _ in found if e.own_rank]
     reference = reference or next(iter(ranks), '')
     if reference not in ranks:
         there = nearest(reference, list(ranks)) if ranks else 'none of --methods has one'
@@ -42,13 +41,14 @@ def equalise(found: Found, reference: str = '') -> tuple[Found, str]:
     target = count(theirs)
     out = []
     for entry, config in found:
-        if entry.label in ranks and entry.label != reference:
+        if entry.label in ranks and entry.label not in (reference, *fixed):
             config = with_rank(config, rank_for(config, target, count))
         out.append((entry, config))
     rank = theirs.options[ranked(theirs)[0]]['rank']
     return out, (
         f"Each method's rank is the one that trains nearest to the {target:,} numbers of "
-        f'`{reference}` at rank {rank}; methods without a rank are as they are.'
+        f'`{reference}` at rank {rank}; methods without a rank, and with one of their own, are as '
+        'they are.'
     )
 
 
@@ -74,10 +74,9 @@ class Counter:
         return self._of(key)
 
     def _count(self, key: tuple) -> int:
-        plan = models.make_plan(self._configs[key], self.model, self.shapes)
-        start = lambda key, params: jp.init(plan, key, params)
-        seed = jax.eval_shape(lambda: jax.random.key(0))
-        return jp.count(jax.eval_shape(start, seed, self.shapes))
+        config = self._configs[key]
+        plan = models.make_plan(config, self.model, self.shapes)
+        return models.count(plan, self.shapes, config.optim.seed)
 
 
 def ranked(config: Config) -> list[str]:
@@ -101,8 +100,9 @@ def with_rank(config: Config, rank: int) -> Config:
 def rank_for(config: Config, target: int, count: Counter) -> int:
     """The rank whose count is nearest to `target`; of two equally near ones the smaller.
 
-    Counts are affine in the rank (all but for layer-wise ranks), so two probes give the place and
-    its neighbours are counted.
+    Counts are affine in the rank, so two probes give the place and its neighbours are counted. With
+    layer-wise ranks, which are rounded and no less than 2, they only grow: then the place moves on
+    while the best of its neighbours is the last of them.
 
     Raises:
       ValueError: for a method without a rank, or one that no rank suits.
@@ -111,16 +111,25 @@ def rank_for(config: Config, target: int, count: Counter) -> int:
         raise ValueError(f'{config.adapter.method} has no rank to match parameters by')
     low, high = (count(with_rank(config, rank)) for rank in PROBES)
     slope = (high - low) / (PROBES[1] - PROBES[0])
-    place = round(PROBES[0] + (target - low) / slope)
+    if slope <= 0:
+        raise ValueError(
+            f'{config.adapter.method} trains {low:,} numbers at every rank: --rank_pattern names '
+            'all of its targets, so --match params has nothing to choose'
+        )
+    place = max(1, round(PROBES[0] + (target - low) / slope))
     found: dict[int, int] = {}
     refused: Any = None
-    for rank in range(max(1, place - NEAR), max(1, place) + NEAR + 1):
-        try:
-            found[rank] = count(with_rank(config, rank))
-        except ValueError as error:  # an odd rank for an orthogonal start, one above the kernel's
-            refused = error
-    if not found:
-        raise ValueError(
-            f'{config.adapter.method} cannot train about {target:,} numbers: {refused}'
-        )
-    return min(found, key=lambda rank: (abs(found[rank] - target), rank))
+    while True:
+        for rank in range(max(1, place - NEAR), place + NEAR + 1):
+            try:
+                found[rank] = count(with_rank(config, rank))
+            except ValueError as error:  # odd for an orthogonal start, above the kernel's
+                refused = error
+        if not found:
+            raise ValueError(
+                f'{config.adapter.method} cannot train about {target:,} numbers: {refused}'
+            )
+        best = min(found, key=lambda rank: (abs(found[rank] - target), rank))
+        if abs(best - place) < NEAR:
+            return best
+        place = best

@@ -25,7 +25,7 @@ def write(lines: Sequence[Line], folder: pathlib.Path) -> list[str]:
     names = [first, *(name for name in AXES if name not in figures.QUALITIES)]
     made = []
     for y, x in itertools.combinations(names, 2):
-        shown = [one for one in lines if one.mean(x) is not None and one.mean(y) is not None]
+        shown = [one for one in lines if one.centre(x) is not None and one.centre(y) is not None]
         if len(shown) < 2:
             continue
         base = [one for one in lines if x not in one.values]
@@ -54,12 +54,12 @@ def draw(
 
     figure, ((axis,),) = new_figure(6.6, 4.2)
     labels = labels or [one.entry.label for one in shown]
-    points = [(one.mean(x) or 0.0, one.mean(y) or 0.0) for one in shown]
+    points = [(one.centre(x) or 0.0, one.centre(y) or 0.0) for one in shown]
     kept = figures.front(points, (AXES[x].better, AXES[y].better))
     edge = sorted(points[i] for i in kept)
     axis.plot(*zip(*edge, strict=True), color=GREY, lw=1.4, zorder=1)
     for i, (one, point) in enumerate(zip(shown, points, strict=True)):
-        bars = {side: _range(one.values[name]) for side, name in (('xerr', x), ('yerr', y))}
+        bars = {side: _range(one, name) for side, name in (('xerr', x), ('yerr', y))}
         number = labels.index(one.entry.label)
         colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
         hollow = {} if i in kept else {'markerfacecolor': 'white'}
@@ -68,13 +68,13 @@ def draw(
             label=one.entry.label, zorder=2, **hollow,
         )  # fmt: skip
     for one in base:
-        if one.mean(y) is not None:
-            axis.axhline(one.mean(y), color=GREY, lw=1.0, ls='--', label=one.entry.label)
+        if one.centre(y) is not None:
+            axis.axhline(one.centre(y), color=GREY, lw=1.0, ls='--', label=one.entry.label)
     for name, scale, label in (
         (x, axis.set_xscale, axis.set_xlabel),
         (y, axis.set_yscale, axis.set_ylabel),
     ):
-        means = [one.mean(name) or 0.0 for one in shown]
+        means = [one.centre(name) or 0.0 for one in shown]
         if AXES[name].log and max(means) > 4 * min(means) > 0:
             scale('log')
             side = axis.xaxis if name == x else axis.yaxis
@@ -85,7 +85,7 @@ def draw(
         label(f'{AXES[name].title} ({arrow})', fontsize=9)
     axis.tick_params(labelsize=8)
     axis.grid(color=GREY, lw=0.4, alpha=0.5)
-    title = 'filled: none is better\non both axes; bars:\nlowest, highest seed'
+    title = 'filled: none is better\non both axes; bars:\nlowest, highest seed\n(of time: turn)'
     figure.legend(
         loc='outside right upper', frameon=False, fontsize=8, title=title, title_fontsize=7
     )
@@ -93,7 +93,7 @@ def draw(
     return figure
 
 
-def _range(values: Sequence[float]) -> list[list[float]]:
-    """Error bars from the mean to the lowest and the highest seed."""
-    mean = sum(values) / len(values)
-    return [[mean - min(values)], [max(values) - mean]]
+def _range(one: Line, axis: str) -> list[list[float]]:
+    """Error bars from the centre to the lowest and the highest."""
+    centre, values = one.centre(axis) or 0.0, one.values[axis]
+    return [[centre - min(values)], [max(values) - centre]]

@@ -52,6 +52,7 @@ class Runner:
     ):
         self._work, self._say = work, say
         self.together, self._threads = together, threads
+        self._stopped = False  # by a SIGTERM while a worker ran
         (work / 'logs').mkdir(parents=True, exist_ok=True)
 
     def ordered(self, plan: Sequence[Sequence[Job]]) -> list[list[Job]]:
@@ -97,7 +98,7 @@ class Runner:
         Raises:
           ValueError, SystemExit: as `do`.
         """
-        if len(cost.read(file, jobs)) == len(jobs):
+        if len(cost.read(file, jobs, rounds)) == len(jobs):
             return
         what = ', '.join(job.label for job in jobs)
         self._say(f'cost of an update, {rounds} turns: {what}')
@@ -109,7 +110,7 @@ class Runner:
         file.write_text(json.dumps({**how, 'jobs': [worker.written(job) for job in jobs]}))
         began = time.perf_counter()
         code = self._wait(file, log)
-        if code == worker.STOPPED:
+        if self._stopped or code == worker.STOPPED:
             self._say('SIGTERM: stopped; the same command continues here')
             raise SystemExit(0)
         if code:
@@ -132,6 +133,7 @@ class Runner:
 
             def stop(number: int, frame: FrameType | None) -> None:
                 del frame
+                self._stopped = True
                 process.send_signal(number)
 
             previous = signal.signal(signal.SIGTERM, stop)

@@ -13,6 +13,12 @@ from eval.report import markdown
 from eval.table import WIDTH, percent
 
 REFERENCE = 'lora'
+TITLES = {
+    'accuracy': 'accuracy %',
+    'test': 'test text, ppl',
+    'perplexity': 'held-out ppl',
+    'validation': 'validation loss',
+}
 
 
 def render(
@@ -32,30 +38,37 @@ def render(
         parts += ['## Tasks', _tasks(lines)]
     rates = _rates(sweeps)
     if rates:
-        parts += ['## Learning rates', rates, RATES_NOTE]
+        parts += ['## Learning rates', rates, RATES_NOTE + CHOSEN_BY[figures.quality(lines)]]
     if plots:
         parts += ['## Pareto', *(f'![{name}](plots/{name}.png)' for name in plots)]
     return '\n\n'.join(parts) + '\n'
 
 
 COST_NOTE = (
-    "Seconds and tokens are of the run's first updates, compiling left out, made turn by turn with "
-    'those of the other methods in one process; the ratio is the median of the turns. `update` is '
+    "Seconds, tokens and the ratio are medians over the run's first updates, compiling left out, "
+    'made turn by turn with those of the other methods in one process. `update` is '
     'what the compiler allots to one update of the largest batch (base, adapter, optimizer, batch, '
     'temporaries); `process` the most that the process of a run alone ever held until training '
     'ended, with Python, libraries and compilation; `adapter` the bytes of its folder on disk.'
 )
-RATES_NOTE = (
-    'Validation loss of the short runs; the lowest is taken, for all seeds. No test question was '
-    'looked at. A dash is a run that diverged.'
+RATES_NOTE = 'Validation loss of the short runs; the lowest is taken, for all seeds. '
+WINDOWS = (
+    'They hold out the windows that seed 0 holds out: these have chosen the rate, and in each run '
+    'the step, that its perplexity is of. `--test_text` gives one that nothing is chosen by.'
 )
+CHOSEN_BY = {
+    'accuracy': 'No test question was looked at.',
+    'test': 'The test text was not looked at.',
+    'perplexity': WINDOWS,
+    'validation': '',
+}
 
 
 def _about(lines: Sequence[Line], matched: str) -> list[str]:
     said = [
         f'{one.entry.label} {len(one.runs)} of {one.entry.seeds}'
         for one in lines
-        if len(one.runs) < one.entry.seeds
+        if len(one.runs) + one.diverged < one.entry.seeds
     ]
     parts = [matched] if matched else []
     if said:
@@ -67,13 +80,25 @@ def _about(lines: Sequence[Line], matched: str) -> list[str]:
             f'It leaves out what the number of questions does: about {error:.1f} points either '
             'way for one mean, less for a difference on the same questions.'
         )
+    whole = [run for one in lines for run in one.runs]
     if any('forgetting' in one.values for one in lines):
-        text = next(run['config']['forget'] for one in lines for run in one.runs)
         parts.append(
-            f'`other text` is the perplexity of {text["file"]} ({text["tokens"]:,} tokens) after '
+            f'`other text` is the perplexity of {_text(whole, "forget")} after '
             'training: what a method makes the base forget. The line `none` has it from before.'
         )
+    if figures.quality(lines) == 'test':
+        parts.append(f'`test text` is the perplexity of {_text(whole, "test")}.')
+    if figures.quality(lines) == 'perplexity':
+        parts.append(
+            'Each seed holds windows of its own out: compare what stands on the same seeds '
+            f'(`against {REFERENCE}` does). `none` is the mean over the seeds.'
+        )
     return parts
+
+
+def _text(runs: Sequence[Mapping[str, Any]], name: str) -> str:
+    run = next(run for run in runs if run.get(name))
+    return f'{run["config"][name]["file"]} ({run[name]["tokens"]:,} tokens)'
 
 
 def _quality(lines: Sequence[Line]) -> str:
@@ -98,7 +123,7 @@ def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     """The table of quality: its header and its rows."""
     axis = figures.quality(lines)
     reference = next((one for one in lines if one.entry.label == REFERENCE), None)
-    title = {'accuracy': 'accuracy %', 'validation': 'validation loss'}.get(axis, axis)
+    title = TITLES[axis]
     places = 1 if axis == 'accuracy' else 3
     header = ['method', 'rank', 'trained', 'lr', 'seeds', title]
     header += [f'against {REFERENCE}'] if reference else []
@@ -108,7 +133,7 @@ def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
         row = [
             f'`{one.entry.label}`',
             _rank(one),
-            _number(one.mean('trained'), ',.0f'),
+            _number(one.centre('trained'), ',.0f'),
             '-' if one.rate is None else f'{one.rate:g}' + ('*' if one.edge else ''),
             str(len(one.runs)) + (f' ({one.diverged} diverged)' if one.diverged else ''),
             _with_interval(one, axis, f'.{places}f'),
@@ -134,7 +159,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _with_interval(one: Line, axis: str, form: str) -> str:
-    mean, interval = one.mean(axis), one.interval(axis)
+    mean, interval = one.centre(axis), one.interval(axis)
     if interval is None:
         return _number(mean, form)
     low, high = (format(x, form) for x in interval)
@@ -156,7 +181,7 @@ def _cost(lines: Sequence[Line]) -> str:
     forms = {'seconds': '.3f', 'speed': ',.0f', 'memory': ',.0f', 'process': ',.0f', 'size': '.2f'}
     shown = [one for one in lines if 'trained' in one.values]
     rows = [
-        [f'`{one.entry.label}`', *(_number(one.mean(axis), form) for axis, form in forms.items())]
+        [f'`{one.entry.label}`', *(_number(one.centre(axis), form) for axis, form in forms.items())]
         for one in shown
     ]
     reference = next((one for one in shown if one.entry.label == REFERENCE), None)
@@ -191,8 +216,9 @@ def _rates(sweeps: Mapping[str, Sequence[Job]]) -> str:
     for label, jobs in sweeps.items():
         cells = []
         for job in jobs:
-            loss = job.found()['val_loss'] if job.done else None
-            cells.append(f'{job.config.optim.lr:g}: ' + ('-' if loss is None else f'{loss:.4f}'))
+            loss = job.found()['val_loss'] if job.done else 'not yet'
+            shown = f'{loss:.4f}' if isinstance(loss, float) else loss or 'diverged'
+            cells.append(f'{job.config.optim.lr:g}: {shown}')
         if cells:
             rows.append([f'`{label}`', ', '.join(cells)])
     return markdown(['method', 'rate: loss'], rows) if rows else ''

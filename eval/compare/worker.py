@@ -4,6 +4,7 @@
 so that nothing goes on writing into a run that a second start continues.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -47,11 +48,11 @@ def perform(task: dict[str, Any]) -> None:
     With 'costs', a file, it measures what an update of each job costs, in so many 'rounds'.
 
     Raises:
-      SystemExit: with STOPPED, after a SIGTERM and a checkpoint.
+      SystemExit: with STOPPED, after a SIGTERM; in training after a checkpoint.
     """
     jobs = [read(item) for item in task['jobs']]
     work: dict[str, Callable[..., None]] = {'base': _base, 'sweep': _sweep, 'run': _run}
-    with Stop() as stop:
+    with Stop(STOPPED) as stop:
         if 'costs' in task:
             return _costs(pathlib.Path(task['costs']), jobs, task['rounds'], stop)
         if task['together'] and len(jobs) > 1:
@@ -69,20 +70,22 @@ def _end_with_parent() -> None:
 
 def written(job: Job) -> dict[str, Any]:
     """The job as JSON, for `read`."""
+    parts = {name: getattr(job, name)._asdict() for name in ('text', 'test')}
     config = configs.to_dict(job.config)
-    return {**job._asdict(), 'file': str(job.file), 'config': config, 'text': job.text._asdict()}
+    return {**job._asdict(), **parts, 'file': str(job.file), 'config': config}
 
 
 def read(item: dict[str, Any]) -> Job:
     """The inverse of `written`."""
-    config, text = configs.from_dict(item['config']), Text(**item['text'])
-    return Job(**item | {'file': pathlib.Path(item['file']), 'config': config, 'text': text})
+    texts = {name: Text(**item[name]) for name in ('text', 'test')}
+    config = configs.from_dict(item['config'])
+    return Job(**item | texts | {'file': pathlib.Path(item['file']), 'config': config})
 
 
 def _write(job: Job, found: dict[str, Any]) -> None:
     job.file.parent.mkdir(parents=True, exist_ok=True)
     head = {'config': job.identity, 'versions': results.versions(), 'label': job.label}
-    rundir.write_json(job.file, head | found)
+    rundir.write_json(job.file, head | {'content': dict(job.content)} | found)
 
 
 def _probe(config: Config, held: Sequence[Any]) -> results.Probe:
@@ -96,10 +99,14 @@ def _held(config: Config, built: Built) -> Sequence[Any]:
     return feed.make(config, built.tokenizer, built.mesh).held_text
 
 
-def _forgetting(job: Job, built: Built, plan: Any, state: jp.State) -> dict[str, Any] | None:
+def _texts(job: Job, built: Built, plan: Any, state: jp.State) -> dict[str, Any]:
+    """{'forget': perplexity of the text of forgetting, 'test': of the one that judges}."""
     forward = model.bound(plan, built.model, built.tokenizer)
-    ids = forget.tokens(job.text, built.tokenizer)
-    return forget.measure(job.text, ids, forward, state, built.params, built.model)
+    found = {}
+    for name, text in (('forget', job.text), ('test', job.test)):
+        ids = forget.tokens(text, built.tokenizer)
+        found[name] = forget.measure(text, ids, forward, state, built.params, built.model)
+    return found
 
 
 def _costs(file: pathlib.Path, jobs: Sequence[Job], rounds: int, stop: Stop) -> None:
@@ -110,7 +117,7 @@ def _costs(file: pathlib.Path, jobs: Sequence[Job], rounds: int, stop: Stop) -> 
 
 
 def _base(job: Job, stop: Stop) -> None:
-    """The bare base: the questions, and the text of forgetting."""
+    """The bare base: the questions, and the texts."""
     del stop
     built = model.setup(job.config, fresh=False)
     none = jp.State({}, {})
@@ -118,20 +125,31 @@ def _base(job: Job, stop: Stop) -> None:
         _probe(job.config, _held(job.config, built)), job.config, built, {}, none
     )
     frozen = sum(x.size for x in jax.tree.leaves(built.params))
-    _write(job, {'after': found, 'forget': _forgetting(job, built, {}, none), 'frozen': frozen})
+    _write(job, {'after': found, **_texts(job, built, {}, none), 'frozen': frozen})
 
 
 def _sweep(job: Job, stop: Stop) -> None:
     """A short run: its best validation loss, or none where it diverged."""
     with rundir.claim(job.config) as place:
         built = model.setup(job.config, fresh=not place.resumed)
-        fed = feed.make(job.config, built.tokenizer, built.mesh)
+        examples = feed.examples(job.config, built.tokenizer)
+        fed = feed.from_examples(_fitting(job, examples), examples, built.mesh)
+        print(feed.describe(fed))
         try:
             outcome = loop.train(job.config, built, fed, place.folder, stop)
         except FloatingPointError as error:  # what a learning rate too large does
             return _write(job, {'val_loss': None, 'diverged': str(error)})
     _check_finished(outcome.finished)
     _write(job, {'val_loss': outcome.ledger.best_loss, **_speed(outcome.ledger)})
+
+
+def _fitting(job: Job, examples: Sequence[Any]) -> Config:
+    """The configuration; a short run takes all rows there are where `--sweep_rows` is more."""
+    config = job.config
+    left = max(len(examples) - config.data.val_size, 0)
+    if job.kind != 'sweep' or config.data.train_rows <= left:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, train_rows=left))
 
 
 def _run(job: Job, stop: Stop) -> None:
@@ -179,12 +197,12 @@ def _finish(
         before = json.loads((job.file.parents[1] / 'base.json').read_text())['after']
     after = results.after(probe, config, built, folder, outcome)
     _, state = jp.load_adapter(folder / 'adapter', built.params)
-    forgotten = _forgetting(job, built, built.plan, state)
     found = results.build(config, jp.count(outcome.state), ledger, before, after)
     rundir.write_json(folder / 'results.json', found)
     report.write(folder)
     size = sum(file.stat().st_size for file in (folder / 'adapter').iterdir())
-    facts = {'rank': _rank(config), 'adapter_bytes': size, 'forget': forgotten, 'after': after}
+    facts = {'rank': _rank(config), 'adapter_bytes': size, 'after': after}
+    facts |= _texts(job, built, built.plan, state)
     if held:
         facts['before'] = before
     _write(job, {'train': found['train'], **own, **facts})
@@ -216,6 +234,7 @@ def _together(jobs: Sequence[Job], stop: Stop, threads: int) -> None:
     config = jobs[0].config
     built = model.setup(config, fresh=False)
     examples = feed.examples(config, built.tokenizer)
+    config = _fitting(jobs[0], examples)
     members = [sweep.Member(seed=j.config.optim.seed, lr=j.config.optim.lr) for j in jobs]
     outcome = sweep.train(
         config,

@@ -94,7 +94,7 @@ def train(
                 checkpoints.save(sweep)
         if stop and stop.asked:
             checkpoints.save(sweep)
-    finished = not sweep.alive or sweep.made == lanes.steps
+    finished = (not sweep.alive or sweep.made == lanes.steps) and not (stop and stop.asked)
     return Outcome(sweep.runs(), time.perf_counter() - began, finished)
 
 

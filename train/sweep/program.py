@@ -71,6 +71,7 @@ def compile_programs(
       threads: host threads that take a part of the members each.
     """
     mesh, model, tokenizer = built.mesh, built.model, built.tokenizer
+    trained = models.as_trained(model, config)
 
     def parts(numbers: Mapping[str, Any], base: Tree) -> tuple[Config, Any]:
         config = with_numbers(numbers)
@@ -89,7 +90,7 @@ def compile_programs(
     ) -> tuple:
         config, plan = parts(numbers, base)
         rate = optimizer.schedule(config.optim, steps)
-        forward = models.bound(plan, model, tokenizer, training=True)
+        forward = models.bound(plan, trained, tokenizer, training=True)
         tx = optimizer.make(config.optim, rate)
         one = step.make_update(plan, forward, tx, rate, step.has_dropout(plan))
         return one(train, consts, base, batch)

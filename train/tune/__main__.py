@@ -148,13 +148,13 @@ def prepare(config: Config, space: Space, options: Options) -> trials.Bench:
         everything.
     """
     bench = trials.prepare(config, options.pruner)
-    sizes = budget.check(config, space, bench.built)
+    smallest = budget.smallest(config, space, bench.built)
     limit = options.max_params
-    if limit and min(sizes.values()) > limit:
-        least = min(sizes, key=lambda name: sizes[name])
+    if limit and (size := budget.count(spaces.apply(config, smallest), bench.built)) > limit:
+        named = ', '.join(f'{name}={value}' for name, value in smallest.items())
         raise ValueError(
-            f'--max_params {limit:,} refuses every trial: the smallest tried, {least}, trains '
-            f'{sizes[least]:,} numbers. Narrow the space to smaller ranks, or give more'
+            f'--max_params {limit:,} refuses every trial: the smallest trains {size:,} numbers '
+            f'({named or "as all do"}). Narrow the space to smaller ranks, or give more'
         )
     return bench
 
@@ -169,7 +169,7 @@ def train(
     """
     config = bench.config
     study.pruner = studies.pruner_of(options.pruner, options.startup, bench.looks)
-    studies.begin(study, spaces.current(config, space))
+    studies.begin(study, spaces.current(config, space), space)
     shared = trials.fixed(config, space)
     refused = 0
     with bar.Bar(options.n_trials, bench.steps) as shown:

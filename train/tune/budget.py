@@ -2,10 +2,6 @@
 
 from typing import Any
 
-import jax
-
-import jaxpeft as jp
-from jaxpeft import paths
 from train import model as models
 from train.config import Config
 from train.model import Built
@@ -20,39 +16,31 @@ def count(config: Config, built: Built) -> int:
       ValueError: for a rank that a kernel cannot hold, or targets that match nothing.
     """
     plan = models.make_plan(config, built.model, built.params)
-    start = lambda key, params: jp.init(plan, key, params)
-    key = jax.random.key(config.optim.seed)
-    shapes = jax.eval_shape(start, key, built.params)
-    if any(path.endswith('/rank') for path, _ in paths.flatten(shapes.consts)):
-        # XLA leaves out whatever the ranks do not need: no SVD, no draws.
-        ranks = jax.jit(lambda key, params: _ranks(start(key, params).consts))
-        return jp.count(jp.State(shapes.params, ranks(key, built.params)))
-    return jp.count(shapes)
+    return models.count(plan, built.params, config.optim.seed)
 
 
-def _ranks(consts: Any) -> Any:
-    """The tree with its `rank` leaves only."""
-    kept = {k: _ranks(v) if isinstance(v, dict) else v for k, v in consts.items()}
-    return {k: v for k, v in kept.items() if k == 'rank' or (isinstance(v, dict) and v)}
+def smallest(config: Config, space: Space, built: Built) -> dict[str, Any]:
+    """The value of each name with which a trial trains the fewest numbers.
 
-
-def check(config: Config, space: Space, built: Built) -> dict[str, int]:
-    """Builds the ends of every range and every choice once, as shapes.
+    It builds the ends of every range and every choice once, as shapes, the others as configured.
 
     Returns:
-      'name=value' -> trainable numbers, the others as configured.
+      name -> value, of those names that the number depends on.
 
     Raises:
       ValueError: for a value that this model or method refuses, naming it.
     """
     found = {}
     for name, range_ in space.items():
+        sizes = {}
         for value in range_.values:
             try:
-                found[f'{name}={value}'] = count(spaces.apply(config, {name: value}), built)
+                sizes[value] = count(spaces.apply(config, {name: value}), built)
             except ValueError as error:
                 raise ValueError(
                     f'the search would try {name}={value}: {error}. '
                     f'Narrow it: --space FILE.yaml with {name}: {range_.plain()} less that value'
                 ) from error
+        if len(set(sizes.values())) > 1:
+            found[name] = min(sizes, key=lambda value: sizes[value])
     return found

@@ -179,10 +179,21 @@ def _suggest(trial: 'optuna.Trial', name: str, space: Space) -> Any:
     return draw(name, low, high, log=range_.log)
 
 
-def begin(study: 'optuna.Study', defaults: Mapping[str, Any]) -> None:
-    """The first trial of a new study: the configuration as it is, which a search has to beat."""
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial(dict(defaults), user_attrs={'default': True})
+def begin(study: 'optuna.Study', defaults: Mapping[str, Any], space: Space) -> None:
+    """The first trial of a new study: the configuration as it is, which a search has to beat.
+
+    A value outside its range cannot be tried: that one is drawn, and the trial is not called the
+    configuration's.
+    """
+    if study.get_trials(deepcopy=False):
+        return
+    drawn = [name for name in space if name not in defaults]
+    if drawn:
+        print(
+            f'the configuration has a value of {", ".join(drawn)} outside the range searched: the '
+            'first trial is as configured but for that'
+        )
+    study.enqueue_trial(dict(defaults), user_attrs={} if drawn else {'default': True})
 
 
 def outcome_of(trial: 'optuna.trial.FrozenTrial') -> str:
