@@ -30,7 +30,6 @@ if INSTALLED:
 DESCRIPTION = """Evaluate a run, or a bare base model, on tasks of lm-evaluation-harness.
 Writes eval/NAME.json in the run directory. Its own command line, with all its options:
 python -m eval.harness lm_eval --model jaxpeft --model_args ckpt=RUN --tasks TASK"""
-PER_SAMPLE = ('samples',)  # of lm_eval's results: the documents and answers themselves
 
 
 @dataclasses.dataclass(frozen=True)

@@ -134,7 +134,7 @@ def gate_sigma(run: RunData):
     titles = {'gate': 'sigmoid(gate)', 'sigma': 'sigma'}
     for row, kind in zip(axes, kinds, strict=True):
         values = [leaves[kind] for leaves in found.values() if kind in leaves]
-        low, high = min(v.min() for v in values), max(v.max() for v in values)
+        low, high = min(map(np.nanmin, values)), max(map(np.nanmax, values))
         if high - low < 1e-3:  # untrained gates: one colour for all, in the middle of the bar
             low, high = low - 0.05, high + 0.05
         for axis, (name, leaves) in zip(row, found.items(), strict=True):

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 
-from train import benchmarks, data
+from train import benchmarks, data, sources
 from train.rows import Row
 
 
@@ -13,7 +13,8 @@ def load(
     """The rows to ask, by canonical task name, in the order of the eight.
 
     Args:
-      names: comma-separated benchmarks or aliases, 'embedded', a file of such rows, or 'all'.
+      names: comma-separated benchmarks or aliases, 'embedded', a file of such rows, or 'all'. A
+        benchmark that is named twice is asked once.
       data_dir: folder of <task>.test.jsonl.gz files; '' asks the hub.
       limit: the first rows of each task, 0 for all.
       report: receives notes, such as tasks that the folder does not have.
@@ -27,8 +28,10 @@ def load(
     found: dict[str, list[Row]] = {}
     for name in [part.strip() for part in names.split(',') if part.strip()]:
         source = 'common_170k' if name == 'all' else name
+        there = set() if sources.is_own(source) else set(found)
         for row in data.load(source, 'test', data_dir or None, report=report):
-            found.setdefault(row.task, []).append(row)
+            if row.task not in there:
+                found.setdefault(row.task, []).append(row)
     known = [task for task in benchmarks.names() if task in found]
     if len(known) < len(found):
         other = sorted(set(found) - set(known))

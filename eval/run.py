@@ -19,6 +19,8 @@ from train.rundir import write_json
 DESCRIPTION = """Evaluate a run, or a bare base model, on the eight commonsense benchmarks.
 Writes eval/NAME.json, report.md and plots/ in the run directory. No question is ever shortened."""
 
+ASKED = ('model_name', 'dataset', 'data_dir', 'limit')  # what the rows were asked for by
+
 
 @dataclasses.dataclass(frozen=True)
 class Args:
@@ -27,7 +29,8 @@ class Args:
     ckpt: str = ''
     """Directory of a run of train.run."""
     model_name: str = ''
-    """With --method none: a bare base model (hub id, folder, or embedded) instead of a run."""
+    """With --method none: a bare base model (hub id, folder, or embedded) instead of a run. Beside
+    --ckpt: where the run's base lies now."""
     method: str = ''
     """none: without the adapter."""
     dataset: str = 'all'
@@ -113,6 +116,7 @@ def _measure(args: Args, model: Subject, asked, config, answers: list[Answer]) -
     seconds = time.perf_counter() - begun
     return {
         'config': config,
+        'asked': {key: getattr(args, key) for key in ASKED if getattr(args, key)},
         'versions': versions(),
         'seconds': round(seconds, 2),
         'rows_per_second': round(len(answers) / seconds, 3),

@@ -55,13 +55,17 @@ def read(folder: pathlib.Path) -> RunData:
 def spectra(run: RunData) -> dict[str, dict[str, np.ndarray]]:
     """Module name -> {'gate': [layers, r] as sigmoid, 'sigma': [layers, r]}, what there is of it.
 
-    A module is named by the end of its path, such as q_proj.
+    A module is named by the end of its path, such as q_proj. Where ranks differ between layers,
+    those that a layer does not have are NaN.
     """
     found: dict[str, dict[str, np.ndarray]] = {}
     for key, value in sorted(run.leaves.items()):
         path, _, leaf = key.rpartition('/')
         if leaf in LEAVES and value.ndim:
             rows = value.reshape(-1, value.shape[-1]).astype(np.float64)
+            ranks = run.leaves.get(f'consts/{path.partition("/")[2]}/rank')
+            if ranks is not None:
+                rows[np.arange(rows.shape[1]) >= ranks.reshape(-1, 1)] = np.nan
             name = path.removesuffix('/kernel').rpartition('/')[2]
             found.setdefault(name, {})[leaf] = 1 / (1 + np.exp(-rows)) if leaf == 'gate' else rows
     return dict(sorted(found.items(), key=lambda item: (_ORDER.get(item[0][:1], 4), item[0])))

@@ -27,6 +27,10 @@ class Args(program.Flags):
     """Rank of hylorada_v2; the others get the ranks that train as many numbers."""
     lrs: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
     """Learning rates of the sweep on validation rows, each method its own."""
+    valid_rows: int = 200
+    """Validation rows, which choose the rate."""
+    test_rows: int = 400
+    """Test rows."""
     base_steps: int = 300
     """Updates of the base's pretraining, on rows of another world without structure."""
     world: int = 1
@@ -41,8 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _program(argv: list[str]) -> None:
     args = cli.parse(Args, argv, 'python -m eval.structures', DESCRIPTION)
     program.check(args)
-    if args.base_steps < 1:
-        raise ValueError(f'--base_steps must be at least 1, got {args.base_steps}')
+    for name, least in (('base_steps', 1), ('valid_rows', 2), ('test_rows', 2)):
+        if getattr(args, name) < least:  # the control takes the structure of another row
+            raise ValueError(f'--{name} must be at least {least}, got {getattr(args, name)}')
     kind = TASKS[args.task]
     model = base.model_of(kind.VOCABULARY, kind.LENGTH + 8)
     rows = kind.pretraining(args.base_steps * args.batch, args.world + 1)

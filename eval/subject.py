@@ -38,45 +38,35 @@ class Subject(NamedTuple):
 def load(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
     """Reads `--ckpt RUN` (with `--method none` its base), or `--model_name X --method none`.
 
-    Raises:
-      ValueError: neither or both of them, a method other than none, or a model without tokenizer.
-      FileNotFoundError: a run or model that is not there.
-    """
-    if bool(ckpt) == bool(model_name):
-        both = 'both' if ckpt else 'neither'
-        raise ValueError(
-            'give --ckpt RUN for a run of train.run, or --model_name NAME --method none for a bare '
-            f'base model; {both} came'
-        )
-    if method not in ('', 'none') or (model_name and method != 'none'):
-        raise ValueError(
-            f'--method {method!r}: an adapter comes from its run (--ckpt RUN); the only method to '
-            'ask for here is none, the bare base'
-        )
-    return _with_tokenizer(_run(ckpt, method == 'none') if ckpt else _base(model_name, dtype))
-
-
-def either(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
-    """As `load`, for programs in which `--model_name` alone can only mean a bare base.
-
     With both, it is the run's adapter on the base that now lies at `model_name`; the adapter's
     checksums say whether that is the same base.
 
     Raises:
-      ValueError: neither of them, or as `load`.
+      ValueError: neither of them, a method other than none, or a model without tokenizer.
       FileNotFoundError: a run or model that is not there.
     """
-    if ckpt and model_name:
-        return _with_tokenizer(_run(ckpt, method == 'none', model_name))
-    return load(ckpt, model_name, 'none' if model_name else method, dtype)
-
-
-def _with_tokenizer(found: Subject) -> Subject:
+    if not (ckpt or model_name):
+        raise ValueError(
+            'give --ckpt RUN for a run of train.run, or --model_name NAME --method none for a bare '
+            'base model; neither came'
+        )
+    if method not in ('', 'none') or (not ckpt and method != 'none'):
+        raise ValueError(
+            f'--method {method!r}: an adapter comes from its run (--ckpt RUN); the only method to '
+            'ask for here is none, the bare base'
+        )
+    bare = method == 'none'
+    found = _run(ckpt, bare, model_name) if ckpt else _base(model_name, dtype)
     if found.tokenizer is None:
         raise ValueError(
             f'{found.identity["model_name"]} has no tokenizer files: questions are text'
         )
     return found
+
+
+def either(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
+    """As `load`, for programs in which `--model_name` alone can only mean a bare base."""
+    return load(ckpt, model_name, method if ckpt else 'none', dtype)
 
 
 def _run(ckpt: str, bare: bool, base: str = '') -> Subject:

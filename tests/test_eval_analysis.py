@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import jaxpeft as jp
+from eval import plots, rundata
 from eval.analysis import answers, charts, deltas, gates, gather, measures, page, program, svg
 from jaxpeft import paths
 from tests import eval_tiny
@@ -115,6 +116,20 @@ def test_no_delta_is_not_a_small_delta():
     assert tiny.effective_rank is None
 
 
+def test_rounding_is_no_direction_of_a_delta():
+    """W + delta - W in float32 has full rank; the effective rank stays that of delta."""
+    rng = np.random.default_rng(0)
+    w = rng.normal(0, 0.02, (256, 512)).astype(np.float32)
+    delta = rng.normal(size=(256, 4)) @ rng.normal(size=(4, 512))
+    for share in (1e-1, 1e-3, 3e-5):
+        own = delta * share * np.linalg.norm(w) / np.linalg.norm(delta)
+        rounded = (w + own).astype(np.float32) - w
+        found = deltas.measure(deltas.Layer('x/kernel', 0), w, rounded)
+        exact = measures.effective_rank(measures.singular_values(own))
+        assert found.effective_rank == pytest.approx(exact, rel=2e-2)
+        assert found.effective_rank <= 4
+
+
 def test_unrolled_layers_and_whole_leaves():
     """Layer numbers come from paths; full fine-tuning's biases have norms and no rank."""
     model = jp.models.build(eval_tiny.make().model.config, scan=False)
@@ -175,6 +190,27 @@ def test_gates_by_hand():
     assert found['o_proj', 0]['tail'] == pytest.approx([5.0, 1.0])
     assert found['o_proj', 0]['diag'] == [1.5, -2.0]
     assert gates.of_layer({'gate': np.zeros(3)}) == {}  # some other method's, of some other meaning
+
+
+def test_ranks_that_do_not_act_are_in_no_figure(tmp_path):
+    leaves = {
+        'params/h/q_proj/kernel/gate': np.array([[2.0, 1.0, 0.0], [1.0, 2.0, 3.0]]),
+        'consts/h/q_proj/kernel/sigma': np.array([[1.0, 0.5, 0.1], [1.0, 0.5, 0.1]]),
+        'consts/h/q_proj/kernel/rank': np.array([2, 3]),
+        'params/h/o_proj/kernel/diag': np.array([[1.5, 0.0], [1.0, 2.0]]),
+        'consts/h/o_proj/kernel/u': np.ones((2, 4, 2)),
+        'consts/h/o_proj/kernel/rank': np.array([1, 2]),
+    }
+    sites = {f'h/{name}/kernel': {'stack': [2], 'layers': None} for name in ('q_proj', 'o_proj')}
+    found = {(e['target'], e['layer']): e for e in gates.of_run(leaves, sites)}
+    assert [len(found['q_proj', i]['gate']) for i in (0, 1)] == [2, 3]
+    assert len(found['q_proj', 0]['sigma']) == 2
+    assert found['q_proj', 0]['correlation'] == pytest.approx(1.0)
+    assert (found['o_proj', 0]['diag'], found['o_proj', 0]['tail']) == ([1.5], [2.0])
+    run = rundata.RunData(tmp_path, {}, [], {}, {}, sites, leaves)
+    spectra = rundata.spectra(run)['q_proj']
+    assert np.isnan(spectra['gate']).tolist() == [[False, False, True], [False] * 3]
+    assert plots.gate_sigma(run) is not None
 
 
 def answer(row, right, said, scores=None, task='boolq', instruction='why?'):
@@ -362,6 +398,24 @@ def test_a_report_of_two_runs(runs, capsys):
     assert abs(cosine['all'][0][1]) < 1
     assert len({e['layer'] for e in one['gates']}) == 4
     assert program.main([*folders, f'--json={out}', '--no-progress']) == 0  # its own may be renewed
+
+
+def test_the_command_for_the_bases_answers_asks_the_same_questions(runs):
+    folder = runs / 'one'
+    kept = {
+        'config': {
+            'method': 'knowhira', 'decoding': 'beam', 'template': 'flat', 'max_new_tokens': 8,
+            'num_beams': 2, 'rows_sha256': 'x',
+        },
+        'asked': {'dataset': 'boolq,piqa', 'limit': 100},
+    }  # fmt: skip
+    said = gather._how(rundata.read(folder), kept)
+    assert said == (
+        f'python -m eval.run --ckpt {folder} --method none --dataset boolq,piqa --limit 100 '
+        '--decoding beam --template flat --max_new_tokens 8 --num_beams 2 --predictions'
+    )
+    other = kept['config'] | {'num_beams': 4}
+    assert gather._key(other) != gather._key(kept['config'])
 
 
 def test_a_report_of_one_run_and_refusals(runs, tmp_path, capsys):

@@ -4,6 +4,8 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import jaxpeft as jp
 from eval import decode, retrieval, stats
@@ -72,9 +74,29 @@ def test_a_text_of_ones_own_hides_the_needle():
     (item,) = prompts.build('needle', eval_tiny.tokenizer(), [400], [0.5], 1, haystack=hay)
     own = [line for line in lines_of(item) if item.said.strip() not in line]
     first = hay.index(own[0])
-    assert own == hay[first : first + len(own)]
+    assert own == [*hay, *hay][first : first + len(own)]  # from its end it goes on at its beginning
+    many = prompts.build('needle', eval_tiny.tokenizer(), [400], [0.5], 30, haystack=hay)
+    starts = {hay.index(next(s for s in lines_of(i) if i.said.strip() not in s)) for i in many}
+    assert len(starts) > 15  # examples are of different places, of the whole text
+    assert max(starts) > 66
+    assert min(starts) < 33
     with pytest.raises(ValueError, match='all 3 lines there are do not fill'):
         prompts.build('needle', eval_tiny.tokenizer(), [400], [0.5], 1, haystack=hay[:3])
+
+
+@pytest.mark.parametrize('task', prompts.TASKS)
+def test_the_answer_is_what_follows_the_prompt_whatever_the_tokenizer(task):
+    """SentencePiece puts a blank in front of a text: an answer alone would get a second one."""
+    letters = [chr(i) for i in range(32, 127)] + ['\n', '\u2581']
+    made = Tokenizer(models.BPE({c: i for i, c in enumerate(letters)}, []))
+    made.normalizer = normalizers.Sequence(
+        [normalizers.Prepend('\u2581'), normalizers.Replace(' ', '\u2581')]
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made)
+    (item,) = prompts.build(task, tokenizer, [400], [0.5], 1)
+    whole = tokenizer(item.text + item.said)['input_ids']
+    assert [*item.prompt, *item.answer] == whole
+    assert tokenizer.convert_ids_to_tokens(item.answer) == ['\u2581', *item.said.strip()]
 
 
 def test_what_cannot_be_asked():

@@ -68,7 +68,8 @@ def test_a_run(world, capsys):
     for name in (file, file.with_suffix('.predictions.jsonl'), world / 'run' / 'report.md'):
         assert str(name.relative_to(world)) in said
     found = read(file)
-    assert set(found) == {'config', 'versions', 'seconds', 'rows_per_second', 'eval'}
+    assert set(found) == {'config', 'asked', 'versions', 'seconds', 'rows_per_second', 'eval'}
+    assert found['asked'] == {'dataset': 'boolq,piqa', 'limit': 3}
     assert found['config']['method'] == 'knowhira'
     assert found['config']['rows'] == {'boolq': 3, 'piqa': 3}
     figures = found['eval']['loglik']
@@ -103,6 +104,29 @@ def test_the_bare_base_and_the_runs_base_are_the_same(world, capsys):
     assert 'bare base model model' in (world / 'runs' / 'base-model' / 'report.md').read_text()
 
 
+def test_a_task_named_twice_is_asked_once(world):
+    for names in ('boolq', 'boolq,boolq', 'all'):
+        argv = ['--ckpt=run', f'--dataset={names}', '--batch=4', '--no_progress', '--name=x']
+        if names == 'all':
+            argv = [*argv[:1], '--dataset=boolq,all', *argv[2:4], '--name=both']
+        assert run.main(argv) == 0
+    assert read(world / 'run' / 'eval' / 'x.json')['config']['rows'] == {'boolq': 4}
+    both = read(world / 'run' / 'eval' / 'both.json')['config']['rows']
+    assert both == {'boolq': 4, 'piqa': 4}
+
+
+def test_a_run_whose_base_has_moved_is_evaluated_where_it_lies_now(world):
+    common = ['--dataset=piqa', '--batch=4', '--no_progress', '--ckpt=run']
+    assert run.main([*common, '--out=new/folder/here.json']) == 0  # the folder is made
+    (world / 'model').rename(world / 'moved')
+    try:
+        assert run.main([*common, '--name=there', '--model_name=moved']) == 0
+    finally:
+        (world / 'moved').rename(world / 'model')
+    there = read(world / 'run' / 'eval' / 'there.json')
+    assert there['eval'] == read(world / 'new' / 'folder' / 'here.json')['eval']
+
+
 def test_a_finished_evaluation_is_not_overwritten(world, capsys):
     argv = ['--ckpt=run', '--dataset=boolq', '--name=mine', '--batch=4', '--no_progress']
     assert run.main(argv) == 0
@@ -133,7 +157,6 @@ def test_fixed_decoding_warns(world, capsys):
     ('argv', 'message'),
     [
         ([], 'give --ckpt RUN for a run of train.run, or --model_name NAME --method none'),
-        (['--ckpt=run', '--model_name=model'], 'both came'),
         (['--model_name=model', '--method=hira'], "--method 'hira': an adapter comes from its run"),
         (['--ckpt=nowhere'], 'nowhere is no run directory'),
         (['--ckpt=run', '--dataset=bolq'], "no data set 'bolq'.*nearest: boolq"),

@@ -275,6 +275,8 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
         ({'methods': ('lora', 'hylorda')}, "called 'hylorda'; .*hylorada"),
         ({'methods': ('lora', 'lora')}, 'each method once'),
         ({'seeds': 0}, '--seeds must be at least 1, got 0'),
+        ({'extend': -1}, '--extend must be at least 0, got -1'),
+        ({'test_rows': -5}, '--test_rows must be at least 0, got -5'),
         ({'lrs': (3e-3, 1e-3)}, r'rising order.*nearest: 0\.001 0\.003'),
     ],
 )

@@ -267,6 +267,7 @@ def test_a_base_is_pretrained_on_another_world(kind):
         (program.main, ['--methods', 'lora', 'hira'], "called 'hira'"),
         (structures.main, ['--lrs', '-1'], 'positive rates'),
         (structures.main, ['--base_steps', '0'], 'at least 1'),
+        (structures.main, ['--valid_rows', '0'], '--valid_rows must be at least 2'),
     ],
 )
 def test_a_command_line_that_cannot_work_is_refused(main, flags, said, capsys):

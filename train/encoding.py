@@ -9,6 +9,7 @@ the input, then of the head). At least KEPT tokens of the question's end (and of
 '### Response:' and the answer always stay; where they do not fit, that is an error.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +43,24 @@ def token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     ids = tokenizer(once, add_special_tokens=False, return_attention_mask=False, verbose=False)
     known = dict(zip(once, ids['input_ids'], strict=True))
     return [known[text] for text in texts]
+
+
+def continued(
+    tokenizer: Any, texts: Sequence[str], endings: Sequence[str]
+) -> list[tuple[list[int], list[int]]]:
+    """(text, ending) as token ids of the two together, parted where the text's own end.
+
+    A tokenizer may put a blank in front of whatever it is given (SentencePiece does): an ending
+    tokenised alone then holds a token that never follows the text.
+    """
+    wholes = [text + ending for text, ending in zip(texts, endings, strict=True)]
+    found = []
+    ids = (token_ids(tokenizer, parts) for parts in (texts, wholes))
+    for alone, whole in zip(*ids, strict=True):
+        pairs = zip(alone, whole, strict=False)
+        same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        found.append((whole[:same], whole[same:]))
+    return found
 
 
 class _Prompts(NamedTuple):

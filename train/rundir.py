@@ -105,7 +105,8 @@ def check_same(mine: dict[str, Any], there: dict[str, Any], folder: pathlib.Path
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-    """Writes a whole file or none."""
+    """Writes a whole file or none, and the folder for it where there is none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f'.{path.name}.tmp')
     new.write_text(json.dumps(value, indent=2) + '\n')
     os.replace(new, path)

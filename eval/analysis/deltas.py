@@ -18,6 +18,7 @@ from eval.analysis import measures
 from jaxpeft import paths, tree
 
 NOISE = 1e-5  # of |W|: a delta below it is mostly the rounding of W + delta - W in float32
+ROUNDING = 2.0**-24  # half a unit in the last place of float32, of a number of size 1
 
 
 class Adapter(NamedTuple):
@@ -210,5 +211,9 @@ def measure(layer: Layer, w: Any, delta: np.ndarray) -> Delta:
     if not norm or (relative is not None and relative < NOISE):
         return Delta(layer, norm, relative, None, None, full)
     values = measures.singular_values(delta)
+    # Rounding of W + delta is a random matrix of full rank. A random matrix with entries of size e
+    # has no singular value above e (sqrt(n) + sqrt(m)): what lies below is no direction of delta.
+    floor = ROUNDING * size * (delta.shape[0] ** -0.5 + delta.shape[1] ** -0.5)
+    values = np.where(values < min(floor, values[0]), 0.0, values)
     rank, top = measures.effective_rank(values), measures.top_share(values)
     return Delta(layer, norm, relative, rank, top, full)

@@ -14,6 +14,7 @@ from eval.analysis import measures
 from eval.analysis.deltas import Layer
 
 Leaves = Mapping[str, np.ndarray]
+BY_RANK = ('gate', 'sigma', 'diag', 'u')  # leaves whose last axis is the rank
 
 
 def of_run(leaves: Leaves, sites: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -51,11 +52,16 @@ def _leaves_of(leaves: Leaves, path: str) -> dict[str, np.ndarray]:
 def of_layer(one: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The figures of one layer's leaves; {} where the method has no such numbers.
 
+    Where ranks differ between layers, `rank` says how many act: the others never trained.
+
     Example:
       >>> of_layer({'gate': np.zeros(2), 'sigma': np.array([1.0, 0.5])})['gate']
       [0.5, 0.5]
     """
     found: dict[str, Any] = {}
+    if 'rank' in one:
+        acting = slice(int(one['rank']))
+        one = {k: v[..., acting] if k in BY_RANK and v.ndim else v for k, v in one.items()}
     if {'gate', 'sigma'} <= one.keys():
         share = _sigmoid(one['gate'])
         found |= {'gate': share.tolist(), 'sigma': one['sigma'].tolist()}

@@ -17,6 +17,7 @@ from eval.rundata import RunData
 from train.results import questions
 
 Figures = dict[str, Any]
+TOLD = ('decoding', 'template', 'max_new_tokens', 'num_beams', 'seed')  # flags of eval.run
 _TRAINED = ('steps', 'seconds', 'tokens_per_second', 'trainable', 'best_step', 'best_val_loss')
 
 
@@ -132,25 +133,28 @@ def _quality(run: RunData) -> dict[str, dict[str, Figures]]:
 
 def _key(config: Mapping[str, Any]) -> tuple[str, ...]:
     """What two evaluations have in common that are of one base, on the same rows, asked alike."""
-    own = ('model_name', 'dtype', 'decoding', 'template', 'rows_sha256', 'max_new_tokens')
+    own = (
+        'model_name', 'dtype', 'decoding', 'template', 'rows_sha256', 'max_new_tokens', 'num_beams',
+        'seed',
+    )  # fmt: skip
     return tuple(str(config.get(key)) for key in own)
 
 
 def _kept(run: RunData) -> list[tuple[str, Figures, pathlib.Path]]:
-    """(name, configuration, file) of the evaluations whose answers were kept."""
+    """(name, what its file holds, file of answers) of the evaluations whose answers were kept."""
     files = [
         (n, e, run.folder / 'eval' / f'{n}.predictions.jsonl') for n, e in run.evaluations.items()
     ]
-    return [(n, e['config'], f) for n, e, f in files if 'config' in e and f.exists()]
+    return [(n, e, f) for n, e, f in files if 'config' in e and f.exists()]
 
 
 def _bases(data: Sequence[RunData]) -> dict[tuple[str, ...], pathlib.Path]:
     """The kept answers of bare bases, of whichever run's folder: the base is the same."""
     found: dict[tuple[str, ...], pathlib.Path] = {}
     for run in data:
-        for _, config, file in _kept(run):
-            if config['method'] == 'none':
-                found.setdefault(_key(config), file)
+        for _, kept, file in _kept(run):
+            if kept['config']['method'] == 'none':
+                found.setdefault(_key(kept['config']), file)
     return found
 
 
@@ -159,7 +163,8 @@ def _answers(
 ) -> list[Figures]:
     """What the kept answers say, an entry an evaluation; what is not there is told in `missing`."""
     found = []
-    for name, config, file in _kept(run):
+    for name, kept, file in _kept(run):
+        config = kept['config']
         if config['method'] == 'none':
             continue
         records = answers.read(file)
@@ -173,7 +178,7 @@ def _answers(
         }
         there = bases.get(_key(config))
         if there is None:
-            missing.append(f'answers of the base to compare {name} with: {_how(run, config, True)}')
+            missing.append(f'answers of the base to compare {name} with: {_how(run, kept)}')
         else:
             before = answers.read(there)
             both = answers.pairs(before, records)
@@ -190,16 +195,17 @@ def _answers(
             }
         found.append(entry)
     if not found:
-        missing.append(f'answers row by row: {_how(run, {}, False)}')
+        missing.append(f'answers row by row: {_how(run)}')
     return found
 
 
-def _how(run: RunData, config: Mapping[str, Any], base: bool) -> str:
-    """The command that makes a missing predictions file."""
+def _how(run: RunData, kept: Figures | None = None) -> str:
+    """The command for answers: of the run, or of its base to the questions of an evaluation."""
     parts = [f'python -m eval.run --ckpt {run.folder}']
-    parts += ['--method none'] if base else []
-    if config.get('decoding', 'loglik') != 'loglik':
-        parts.append(f'--decoding {config["decoding"]}')
+    if kept is not None:
+        parts.append('--method none')
+        told = {k: v for k, v in kept['config'].items() if k in TOLD}
+        parts += [f'--{flag} {value}' for flag, value in {**kept.get('asked', {}), **told}.items()]
     return ' '.join([*parts, '--predictions'])
 
 

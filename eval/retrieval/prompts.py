@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eval.retrieval import words
-from train.encoding import begin, token_ids
+from train.encoding import begin, continued, token_ids
 
 TASKS = ('kv', 'needle')
 LEAST_UNITS = 2  # lines besides the fact: with fewer there is no middle
@@ -138,13 +138,12 @@ def build(
 def _placed(task, tokenizer, parts: Parts, length: int, depths, number: int) -> list[Item]:
     """One example at every depth, with as many units as fit at all of them."""
     bos = begin(tokenizer)
-    (answer,) = token_ids(tokenizer, [parts.answer])
-    count = _fits(tokenizer, parts, length - len(bos) - len(answer))
+    count = _fits(tokenizer, parts, length - len(bos))
     while True:
         places = [round(depth * count) for depth in depths]
         texts = [parts.text(count, at) for at in places]
-        prompts = [[*bos, *ids] for ids in token_ids(tokenizer, texts)]
-        longest = max(map(len, prompts)) + len(answer)
+        pairs = continued(tokenizer, texts, [parts.answer] * len(texts))
+        longest = len(bos) + max(len(prompt) + len(answer) for prompt, answer in pairs)
         if longest <= length and count >= LEAST_UNITS:
             break
         if count <= LEAST_UNITS:
@@ -156,9 +155,9 @@ def _placed(task, tokenizer, parts: Parts, length: int, depths, number: int) -> 
     return [
         Item(
             task, length, depth, number, at, count, text, parts.answer,
-            np.asarray(prompt, np.int32), np.asarray(answer, np.int32),
+            np.asarray([*bos, *prompt], np.int32), np.asarray(answer, np.int32),
         )
-        for depth, at, text, prompt in zip(depths, places, texts, prompts, strict=True)
+        for depth, at, text, (prompt, answer) in zip(depths, places, texts, pairs, strict=True)
     ]  # fmt: skip
 
 
@@ -166,7 +165,7 @@ def _fits(tokenizer: Any, parts: Parts, room: int) -> int:
     """How many units fit with the fact in their middle; elsewhere a token more may be needed."""
 
     def too_long(count: int) -> bool:
-        (ids,) = token_ids(tokenizer, [parts.text(count, count // 2)])
+        (ids,) = token_ids(tokenizer, [parts.text(count, count // 2) + parts.answer])
         return len(ids) > room
 
     if not too_long(len(parts.units)):

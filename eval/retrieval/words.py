@@ -64,9 +64,13 @@ def sentences(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def stretch(rng: np.random.Generator, haystack: Sequence[str], count: int) -> list[str]:
-    """`count` sentences that follow each other in a text, from a place that is drawn; or all."""
-    first = int(rng.integers(0, max(len(haystack) - count, 0) + 1))
-    return list(haystack[first : first + count])
+    """`count` sentences that follow each other in a text, or all, from a place that is drawn.
+
+    A prompt takes as many from the front as fit, far fewer than `count`: the place may be any, and
+    the text goes on from its end at its beginning.
+    """
+    first = int(rng.integers(0, len(haystack)))
+    return [*haystack[first:], *haystack[:first]][:count]
 
 
 def split(text: str) -> list[str]:

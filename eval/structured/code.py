@@ -19,7 +19,7 @@ import numpy as np
 from eval.structured.task import Features, Hidden, Part, Task, padded, part
 from jaxpeft import structure
 from train.embedded import stdlib
-from train.encoding import begin, token_ids
+from train.encoding import begin, continued, token_ids
 
 FILES = {'python': 'python_stdlib/python_stdlib.jsonl.gz', 'mbpp': 'mbpp/mbpp.jsonl.gz'}
 SPLITS = ('train', 'valid', 'test')
@@ -128,13 +128,17 @@ def mbpp_rows(records: Sequence[dict[str, Any]], tokenizer: Any, window: int) ->
 
     The prompt is the task's text and its first test, as a doc string. A task that does not fit
     whole is left out: cut, it would be another task.
+
+    Raises:
+      ValueError: for a tokenizer without EOS.
     """
     rows, left_out = Rows([], []), 0
+    if tokenizer.eos_token_id is None:
+        raise ValueError('the tokenizer has no EOS token, which ends a solution: set eos_token')
     bos, end = begin(tokenizer), [tokenizer.eos_token_id]
     asks = [f'"""\n{r["text"]}\n{r["test_list"][0]}\n"""\n' for r in records]
     codes = [r['code'].replace('\r\n', '\n').strip() + '\n' for r in records]
-    texts = zip(token_ids(tokenizer, asks), token_ids(tokenizer, codes), strict=True)
-    for ask, code in texts:
+    for ask, code in continued(tokenizer, asks, codes):
         tokens = np.asarray([*bos, *ask, *code, *end], np.int32)
         if len(tokens) > window:
             left_out += 1

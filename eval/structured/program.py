@@ -72,6 +72,9 @@ def check(flags: Flags) -> None:
     for name in ('seeds', 'steps', 'batch', 'eval_batch'):
         if getattr(flags, name) < 1:
             raise ValueError(f'--{name} must be at least 1, got {getattr(flags, name)}')
+    for name in ('extend', 'valid_rows', 'test_rows'):
+        if getattr(flags, name) < 0:
+            raise ValueError(f'--{name} must be at least 0, got {getattr(flags, name)}')
     if not flags.lrs or min(flags.lrs) <= 0 or list(flags.lrs) != sorted(set(flags.lrs)):
         raise ValueError(
             f'--lrs takes positive rates in rising order, got {flags.lrs}; nearest: '

@@ -26,7 +26,11 @@ def sentences(task: dict[str, Any]) -> list[str]:
         's/step is the least median of a run.'
     )
     floor = task['floor']
-    least = [f'No model can reach less than {floor:.4f} nats.'] if floor else []
+    least = (
+        [f'The source itself expects {floor:.4f} nats: no model can do better but by luck.']
+        if floor
+        else []
+    )
     return [first, *least, *summary.verdicts(task)]
 
 

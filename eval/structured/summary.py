@@ -47,9 +47,9 @@ def of_task(found: dict[str, Any]) -> dict[str, Any]:
         if a in losses and b in losses
     }
     runs = arms[V2]['runs'] if V2 in arms else []
-    swapped = [run['test_shuffled']['nll'] - run['test']['nll'] for run in runs]
-    if runs and None not in (run['test_shuffled']['nll'] for run in runs):
-        gains['features -> other features'] = over_seeds(swapped)
+    swapped = [(run['test_shuffled']['nll'], run['test']['nll']) for run in runs]
+    if runs and None not in (loss for pair in swapped for loss in pair):
+        gains['features -> other features'] = over_seeds([a - b for a, b in swapped])
     return found | {'arms': arms, 'gains': gains, 'suffix': _suffix(runs)}
 
 
