@@ -239,6 +239,23 @@ def test_saved_is_loaded_and_the_file_holds_no_base_weight(name, form, tmp_path)
 
 
 @pytest.mark.parametrize('name', KERNEL)
+def test_a_kernel_of_zeros_gives_numbers(name):
+    """Layers that start at zero are common, and have neither norms nor a spectrum."""
+    w, x = jnp.zeros((6, 4)), jax.random.normal(jax.random.key(1), (3, 6))
+    method = make(name)
+    state = method.init(jax.random.key(0), w)
+    side = side_of(x)
+
+    def loss(params):
+        y = method.apply(jp.State(params, state.consts), w, x, side=side)
+        return jnp.sum((y - 1.0) ** 2)
+
+    value, grads = jax.value_and_grad(loss)(state.params)
+    for leaf in jax.tree.leaves((state, value, grads)):
+        assert jnp.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize('name', KERNEL)
 def test_counts_are_the_closed_formula(name):
     """r (n + m) a kernel and the method's own, on the shapes of real models; no memory."""
     extra = DIFFERENT[name]

@@ -35,14 +35,14 @@ class Context:
       data: the folder of real data, with `commonsense/` and `tokenizers/gpt2/`.
       quick: a tiny shape, to see that everything runs; its ratios mean nothing.
       rounds: timed repetitions of each subject.
-      threads: of torch; JAX takes all cores.
+      threads: of torch: all cores, as JAX takes them.
     """
 
     work: str
     data: str = ''
     quick: bool = False
     rounds: int = 6
-    threads: int = 2
+    threads: int = len(os.sched_getaffinity(0))
 
     @property
     def batch(self) -> int:

@@ -12,7 +12,8 @@ their inputs get none either (`below`: 1 where a gradient goes on, else 0).
                            4 N r (n + m)
     HiRA, KnowHiRA         A B: 2 n m r; x^T dy: 2 N n m; dA, dB: 4 n m r; the product itself is
                            the kernel's, with another matrix
-    DoRA, HyLoRADA         LoRA, and the norm by factors: A^T W, 2 n m r; the rest, 2 r^2 (n + m)
+    DoRA, HyLoRADA         LoRA; without the sum the norm by factors too: A^T W, 2 n m r, and the
+                           rest, 2 r^2 (n + m). Of the sum it is read off
     KaSA                   LoRA, and the tail x U Vt: 2 N r (n + m) (1 + below), in the sum
                            2 n m r (1 + below)
     penalties              Grams and their gradients: 4 r^2 (n + m)   (KnowHiRA, KaSA)
@@ -73,15 +74,14 @@ def _kernel(k: Kernel, method: str, r: int, tokens: int) -> float:
         total += 4 * r * r * (n + m)
     if method in HADAMARD:
         return total + 2 * tokens * n * m + 6 * n * m * r
-    if method in NORMED:
-        total += 2 * n * m * r + 2 * r * r * (n + m)
-    return total + _low_rank(k, r, tokens, tails=1 if method == 'kasa' else 0)
+    norm = 2 * n * m * r + 2 * r * r * (n + m) if method in NORMED else 0
+    return total + _low_rank(k, r, tokens, tails=1 if method == 'kasa' else 0, norm=norm)
 
 
-def _low_rank(k: Kernel, r: int, tokens: int, tails: int) -> float:
-    """LoRA's products, and a tail's, beside W or summed into it: whichever is less."""
+def _low_rank(k: Kernel, r: int, tokens: int, tails: int, norm: float) -> float:
+    """LoRA's products, and a tail's, beside W (with `norm`) or summed into it: the lesser."""
     n, m, below = k.n, k.m, 0 if k.first else 1
-    beside = 2 * tokens * r * (2 * n + 3 * m + below * n)
+    beside = norm + 2 * tokens * r * (2 * n + 3 * m + below * n)
     beside += tails * 2 * tokens * r * (n + m) * (1 + below)
     summed = 2 * n * m * r * (1 + below) * (1 + tails) + 4 * tokens * r * (n + m)
     return min(beside, summed)

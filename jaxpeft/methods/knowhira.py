@@ -108,7 +108,7 @@ def knowhira(
         sigma = _spectrum(key_svd, w, rank, svd_rank_ratio, sigma_norm, svd)
         a, b = how.draw(key_ab, *w.shape, rank)
         if spectrum_init_scale:
-            a = a * (spectrum_init_scale * (0.1 + 0.9 * sigma / sigma[0]))[None, :]
+            a = a * (spectrum_init_scale * (0.1 + 0.9 * sigma / _positive(sigma[0])))[None, :]
         gate = {'gate': jnp.full(rank, gate_init, jnp.float32)} if adaptive_gating else {}
         return how.state(a, b, gate, {'sigma': sigma})
 
@@ -188,9 +188,13 @@ def _spectrum(key, w, rank: int, ratio: float, norm: str, svd: str):
     k = min(rank, max(1, int(ratio * min(w.shape))))
     top = linalg.top_singular_values(w, k, method=svd, key=key)
     size = {'max': top[0], 'sum': top.sum(), 'none': jnp.float32(1.0)}[norm]
-    # A kernel of zeros has no spectrum; the floor keeps its sigma at 0 and not NaN.
-    top = top / jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+    top = top / _positive(size)
     return jnp.concatenate([top, jnp.full(rank - k, top[-1])])
+
+
+def _positive(size):
+    """A divisor: a kernel of zeros has no spectrum, and 0 / 0 would make its adapter NaN."""
+    return jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
 
 
 def _check_word(option: str, word: str, known: tuple[str, ...]) -> None:

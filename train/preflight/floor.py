@@ -5,7 +5,8 @@ With T tokens and N labelled positions an update, rows of S tokens, and the sums
 
     forward     sum 2 n m T                       every kernel once
     backward    sum 2 n m T                       the gradient of its input; none of a frozen kernel
-    attention   sum 12 T S H d                    q k^T and p v: 4 forward, 8 backward
+    attention   sum 6 T (S + 1) H d               q k^T and p v: 2 forward, 4 backward, of the half
+                                                  that a causal mask leaves
     head        4 N D V                           logits of labelled positions, and their backward
     adapter     lora, dora    sum 4 r (n + m) T   x A and dy B^T, dA and dB
                               and the less of     2 r (n + m) T for x A B and dx as a branch,
@@ -16,10 +17,8 @@ With T tokens and N labelled positions an update, rows of S tokens, and the sums
 
 The sum W + s A B is for a float32 base: rounded to bfloat16 it would lose the update (see
 `jaxpeft.lowrank`). Not taken off: the input gradient of the first layer's attention, which a scan
-of equal layers cannot leave out; the masked half of the attention, of which only a kernel leaves
-blocks out. Not counted: whatever `--remat`, the chunked head and a kernel for the attention (the
-scores: 14 T S H d in place of 12) compute twice on purpose, element-wise work, DoRA's norms, the
-penalty.
+of equal layers cannot leave out. Not counted: whatever `--remat`, the chunked head and a kernel for
+the attention (the scores) compute twice on purpose, element-wise work, DoRA's norms, the penalty.
 """
 
 import math
@@ -59,7 +58,7 @@ def floor(job: Job, shape: Shape) -> Floor:
         for path, leaf in jp.paths.flatten(job.base)
         if path.endswith('/kernel') and not path.startswith('lm_head')
     )
-    each = 12 * tokens * shape.width * config.num_heads * config.head_dim
+    each = 6 * tokens * (shape.width + 1) * config.num_heads * config.head_dim
     head = 4 * shape.micro * shape.labels * config.hidden_size * config.vocab_size
     linear = 2 * kernels * tokens
     return Floor(linear, linear, each * config.num_layers, head, _adapter(job, tokens))

@@ -18,12 +18,14 @@ from jax.interpreters import partial_eval
 def count(closed: core.ClosedJaxpr, kernels_only: bool = False) -> int:
     """FLOPs of the matrix products that lead to a result.
 
-    A `cond` counts as its dearest branch, the body of a `while` once, that of a `shard_map` once
-    for each device.
+    A `cond` counts as its dearest branch, the body of a `shard_map` once for each device.
 
     Args:
       closed: the traced function.
       kernels_only: those inside Pallas kernels alone.
+
+    Raises:
+      ValueError: for a `while` with products in it: nobody knows how often they are made.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,6 +56,8 @@ def _equation(equation: Any, here: bool) -> int:
     inner = [_count(sub, here) for sub in core.jaxprs_in_params(params)]
     if name == 'cond':
         return max(inner, default=0)
+    if name == 'while' and sum(inner):
+        raise ValueError('a while loop holds matrix products, and its number of trips is unknown')
     return sum(inner) * _times(name, params)
 
 

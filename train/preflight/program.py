@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 import jaxpeft as jp
 from jaxpeft.models.hub import folder_of
 from jaxpeft.models.load import load_tokenizer
+from train import data, optimizer, packing, step
 from train import mesh as meshes
 from train import model as models
-from train import optimizer, packing, step
 from train.config import Config
 from train.preflight.target import Target
 
@@ -67,7 +67,7 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
       config: the resolved configuration.
       target: the devices.
       labels: labelled tokens an example, as an upper bound; 0 for `ANSWER`, or all of them with
-        `--train_on_inputs`.
+        `--train_on_inputs` and for plain text.
 
     Raises:
       ValueError: an unknown model, a target that matches nothing, a mesh that does not fit.
@@ -89,7 +89,7 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
     rate = optimizer.schedule(config.optim, STEPS)
     tx = optimizer.make(config.optim, rate)
     programs = step.compile_programs(plan, forward, tx, rate, mesh, state.params, config.optim.seed)
-    all_of_them = config.data.train_on_inputs
+    all_of_them = config.data.train_on_inputs or data.is_text(config.data.dataset)
     labels = labels or (config.data.max_length if all_of_them else ANSWER)
     return Job(
         config, mesh, model, plan, programs.update, programs.shapes, state.consts, base, labels
@@ -97,9 +97,10 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
 
 
 def shape_of(job: Job, batch: int) -> Shape:
-    """The largest shape that `train.batching` could choose: a row of full length an example.
+    """A batch of examples that all have the full length: a row each.
 
-    Packing puts several short examples in a row, so a real run has fewer rows than this.
+    Packing puts several short examples in a row, and what prompts begin with stands once, so a real
+    run has fewer tokens than this.
     """
     multiple = meshes.row_multiple(job.mesh)
     width = packing.round_up(job.config.data.max_length, 8)

@@ -49,6 +49,7 @@ def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, An
             batch['tokens'],
             positions=batch['positions'],
             segment_ids=batch['segment_ids'],
+            packed=True,  # the same attention as ours: by blocks
             select=batch['select'],
             labels=batch['labels'],
         )
