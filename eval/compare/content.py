@@ -16,6 +16,7 @@ from train.config import Config
 WEIGHTS = ('*.safetensors', '*.msgpack')  # by name and size: reading them all would take minutes
 SMALL = ('config.json', 'tokenizer.json')
 SHOWN = 16  # hexadecimal digits of a digest
+OF_TRAINING = ('base', 'training data')  # what a validation loss depends on
 
 
 def of(config: Config, texts: Mapping[str, Text]) -> dict[str, str]:

@@ -112,7 +112,10 @@ class Setting(NamedTuple):
         """A job whose figures go to a file in `out`, and whose run works in a folder of `work`."""
         run = dataclasses.replace(config.run, run_dir=str(self.work / folder))
         there = dataclasses.replace(config, run=run)
-        return Job(kind, label, self.out / file, there, self.text, self.test, self.content)
+        own = dict(self.content)
+        if kind == 'sweep':
+            own = {name: own[name] for name in content.OF_TRAINING if name in own}
+        return Job(kind, label, self.out / file, there, self.text, self.test, own)
 
 
 def resolve(setting: Setting, entry: Entry) -> Config:
