@@ -13,6 +13,7 @@ from eval.report import markdown
 from eval.table import WIDTH, percent
 
 REFERENCE = 'lora'
+WHOLE = ('rank', 'trained', 'lr', 'seeds')  # columns whose cells are never broken
 TITLES = {
     'accuracy': 'accuracy %',
     'test': 'test text, ppl',
@@ -112,7 +113,7 @@ def show(lines: Sequence[Line]) -> None:
     table = Table(title='comparison', title_justify='left')
     for name in header:
         justify: Literal['left', 'right'] = 'left' if name == 'method' else 'right'
-        table.add_column(name, justify=justify, overflow='fold')
+        table.add_column(name, justify=justify, overflow='fold', no_wrap=name in WHOLE)
     for row in rows:
         table.add_row(*(cell.replace('`', '') for cell in row))
     console = Console()
