@@ -104,7 +104,6 @@ def _program(argv: list[str]) -> None:
         k: found[k] for k in ('results', 'groups', 'n-shot', 'n-samples') if k in found
     }
     for path in outs:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, record)
     if args.predictions:
         outs.append(_write_samples(file, found))

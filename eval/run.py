@@ -85,7 +85,6 @@ def _program(argv: list[str]) -> None:
     answers: list[Answer] = []
     found = _measure(args, model, asked, config, answers)
     for path in outs:
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
     if args.predictions:
         outs.append(_write_predictions(file, answers))

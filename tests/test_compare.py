@@ -385,6 +385,8 @@ def test_a_rate_is_not_chosen_without_validation(tiny, tmp_path, capsys):
     assert program.main(flags(tiny, out, *METHODS, '--eval_strategy=no')) == 2
     assert 'is chosen by validation' in capsys.readouterr().err
     assert not (out / 'base.json').exists()
+    assert program.main(flags(tiny, out, *METHODS, '--forget_tokens=1')) == 2
+    assert 'one token predicts nothing' in capsys.readouterr().err
 
 
 def test_what_figures_were_made_of_is_known_by_content(tmp_path):

@@ -152,6 +152,9 @@ def _setting(args: Args, rest: Sequence[str], config: Config) -> Setting:
     ):
         if getattr(args, flag) < least:
             raise ValueError(f'--{flag} must be at least {least}, got {getattr(args, flag)}')
+    for flag in ('forget_tokens', 'test_tokens'):
+        if getattr(args, flag) == 1:
+            raise ValueError(f'--{flag} must be 0 (all) or at least 2: one token predicts nothing')
     for flag in ('forget_text', 'test_text'):
         name = getattr(args, flag)
         if name and not pathlib.Path(name).is_file():

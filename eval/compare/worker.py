@@ -83,7 +83,6 @@ def read(item: dict[str, Any]) -> Job:
 
 
 def _write(job: Job, found: dict[str, Any]) -> None:
-    job.file.parent.mkdir(parents=True, exist_ok=True)
     head = {'config': job.identity, 'versions': results.versions(), 'label': job.label}
     rundir.write_json(job.file, head | {'content': dict(job.content)} | found)
 

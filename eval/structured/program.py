@@ -166,7 +166,6 @@ def finish(
         'tasks': done,
     }  # fmt: skip
     for path in [place / 'results.json', *([pathlib.Path(flags.out)] if flags.out else [])]:
-        path.parent.mkdir(parents=True, exist_ok=True)
         rundir.write_json(path, found)
     text = report.markdown(found, title)
     (place / 'report.md').write_text(text)

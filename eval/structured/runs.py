@@ -82,7 +82,6 @@ class Job(NamedTuple):
 def kept(file: pathlib.Path, make: Callable[[], Record]) -> Record:
     """The record in the file, made and written where there is none."""
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, make())
     return json.loads(file.read_text())
 
