@@ -1,5 +1,6 @@
 """The plots of a run: loss, accuracy against the majority baseline, gates and spectra."""
 
+import collections
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,13 +66,24 @@ def loss(run: RunData):
 
 
 def accuracy(run: RunData):
-    """Accuracy before and after by task, a panel a decoding; None without results."""
+    """Accuracy before and after by task, a panel a decoding; None without results.
+
+    Of a bare base, or a run that trained without evaluation: a panel an evaluation in `eval/`.
+    """
     before, after = (questions(run.results.get(when) or {}) for when in ('before', 'after'))
     panels = {name: [e[name] for e in (before, after) if name in e] for name in after}
     labels: Sequence[str] = ('before', 'after')
-    if not panels:  # a bare base, or a run that trained without evaluation
-        found = [e for e in run.evaluations.values() if e.get('eval')]
-        panels = {n: [e] for one in found for n, e in one['eval'].items()}
+    if not panels:
+        found = [
+            (decoding, name, e)
+            for name, one in run.evaluations.items()
+            for decoding, e in (one.get('eval') or {}).items()
+        ]
+        often = collections.Counter(decoding for decoding, _, _ in found)
+        panels = {
+            decoding if often[decoding] == 1 else f'{decoding}, {name}': [e]
+            for decoding, name, e in found
+        }
         labels = ('accuracy',)
     if not panels:
         return None

@@ -3,6 +3,7 @@
 import html.parser
 import json
 import math
+import shutil
 import xml.etree.ElementTree as ET
 
 import jax
@@ -398,6 +399,17 @@ def test_a_report_of_two_runs(runs, capsys):
     assert abs(cosine['all'][0][1]) < 1
     assert len({e['layer'] for e in one['gates']}) == 4
     assert program.main([*folders, f'--json={out}', '--no-progress']) == 0  # its own may be renewed
+
+
+def test_runs_of_unlike_bases_have_no_cosine_and_are_told(runs, tmp_path):
+    shutil.copytree(runs / 'two & more', tmp_path / 'bf16')
+    config = json.loads((tmp_path / 'bf16' / 'config.json').read_text())
+    (tmp_path / 'bf16' / 'config.json').write_text(json.dumps(config | {'dtype': 'bfloat16'}))
+    found = gather.gather([runs / 'one', tmp_path / 'bf16'], progress=False)
+    assert found['cosine'] == []
+    for run, dtype in zip(found['runs'], ('float32', 'bfloat16'), strict=True):
+        said = f'Cosines: no other run has its base {runs / "model"} with dtype {dtype}, scan True.'
+        assert said in run['missing']
 
 
 def test_the_command_for_the_bases_answers_asks_the_same_questions(runs):

@@ -127,6 +127,18 @@ def test_plots_show_what_the_files_say(tmp_path):
     assert [np.shape(i) for i in images] == [(4, 3)] * 4
 
 
+def test_every_evaluation_of_one_decoding_has_its_panel(tmp_path):
+    write_run(tmp_path / 'run', results=False)
+    (tmp_path / 'run' / 'eval').mkdir()
+    found = {'some': {'loglik': 0.2, 'greedy': 0.3}, 'others': {'loglik': 0.9}}
+    for name, shares in found.items():
+        made = {'eval': {how: evaluation(EIGHT, share) for how, share in shares.items()}}
+        (tmp_path / 'run' / 'eval' / f'{name}.json').write_text(json.dumps(made))
+    panels = plots.accuracy(rundata.read(tmp_path / 'run')).axes
+    titles = sorted(p.get_title('left') for p in panels)
+    assert titles == ['greedy', 'loglik, others', 'loglik, some']
+
+
 def test_tables_fit_and_say_what_is_missing():
     text = table.evaluation(evaluation(EIGHT, 0.5), 'loglik')
     assert max(map(len, text.splitlines())) <= 100

@@ -187,7 +187,7 @@ def test_collectives_of_a_compiled_loop_are_found_with_their_bytes():
     text = jax.jit(mapped).lower(jnp.ones((64, 16))).compile().as_text()
     visits, unknown = hlo.walk(hlo.parse(text))
     assert unknown == []
-    found = traffic.by_kind(traffic.collectives(visits))
+    found = traffic.by_kind(traffic.collectives(visits, 8))
     one = 8 * 16 * 4
     assert found == {
         'all-gather': {'runs': 5, 'payload': 5 * 4 * one, 'sent': 5 * 4 * one * 3 / 4},
@@ -283,7 +283,7 @@ def test_the_forms_of_a_tpu_program():
     module = hlo.parse(TPU)
     visits, unknown = hlo.walk(module)
     assert unknown == []
-    found = traffic.by_kind(traffic.collectives(visits))
+    found = traffic.by_kind(traffic.collectives(visits, 8))
     assert found == {
         'all-gather': {'runs': 24, 'payload': 24 * 32 * 128 * 2, 'sent': 24 * 32 * 128 * 2 * 7 / 8},
         'reduce-scatter': {
@@ -292,6 +292,10 @@ def test_the_forms_of_a_tpu_program():
             'sent': 24 * 32 * 128 * 4 * 7 / 8,
         },
     }
+    everyone = TPU.replace('{{0,1,2,3,4,5,6,7}}', '{}')  # one group of all
+    visits_all, _ = hlo.walk(hlo.parse(everyone))
+    assert everyone != TPU
+    assert traffic.by_kind(traffic.collectives(visits_all, 8)) == found
     plain, batched = 2 * 32 * 32 * 128, 2 * 16 * 8 * 8 * 128
     padded = taps = 2 * plain  # two outputs of one number, and one of two
     assert traffic.matmul_flops(visits) == 24 * (plain + batched + padded + taps)
@@ -356,7 +360,10 @@ def test_a_refusal_of_the_compiler_is_read(lora):
         'RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO '
         'temporaries (71.50G) exceeds available HBM (15.75G).'
     )
-    for message in (said, 'RESOURCE_EXHAUSTED: ... Used 71.50G of 15.75G hbm. Exceeded by 55.75G'):
+    used = 'RESOURCE_EXHAUSTED: ... Used 71.50G of 15.75G hbm. Exceeded by 55.75G'
+    in_tera = memory.of_refusal(job, shape, RuntimeError(used.replace('71.50G', '1.50T')))
+    assert in_tera.total == 1.5 * 2**40
+    for message in (said, used):
         found = memory.of_refusal(job, shape, RuntimeError(message))
         assert found.fits is False
         assert found.limit == 15.75 * 2**30

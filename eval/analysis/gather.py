@@ -55,6 +55,10 @@ def gather(folders: Sequence[pathlib.Path], base: str = '', progress: bool = Tru
             runs[i]['without'] = without
         if len(members) > 1:
             cosine.append(_cosine(model, [names[i] for i in members], found))
+        elif len(data) > 1:
+            runs[members[0]]['missing'].append(
+                f'Cosines: no other run has its base {model} with dtype {dtype}, scan {scan}.'
+            )
     return {'runs': runs, 'cosine': cosine}
 
 

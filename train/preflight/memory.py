@@ -10,11 +10,12 @@ from train.preflight.program import Job, Shape, batch_of
 from train.preflight.target import GIB, Target
 
 # 'the total memory required for HLO temporaries (71.50G) exceeds available HBM (15.75G)', which
-# counts arguments and results too, and 'Used 26.09G of 15.75G hbm'.
+# counts arguments and results too, and 'Used 26.09G of 15.75G hbm'; above 1024G in T.
 EXCEEDED = (
-    re.compile(r'required for HLO temporaries \((?P<used>[\d.]+)G\).*\((?P<limit>[\d.]+)G\)'),
-    re.compile(r'Used (?P<used>[\d.]+)G of (?P<limit>[\d.]+)G'),
+    re.compile(r'required for HLO temporaries \((?P<used>[\d.]+[GT])\).*\((?P<limit>[\d.]+G)\)'),
+    re.compile(r'Used (?P<used>[\d.]+[GT]) of (?P<limit>[\d.]+G)'),
 )
+UNITS = {'G': GIB, 'T': 1024 * GIB}
 
 
 class Memory(NamedTuple):
@@ -95,7 +96,9 @@ def of_refusal(job: Job, shape: Shape, error: Exception) -> Memory | None:
     found = next(filter(None, (pattern.search(str(error)) for pattern in EXCEEDED)), None)
     if found is None:
         return None
-    used, limit = (int(float(found[name]) * GIB) for name in ('used', 'limit'))
+    used, limit = (
+        int(float(found[name][:-1]) * UNITS[found[name][-1]]) for name in ('used', 'limit')
+    )
     parts = owners(job, shape)
     rest = used - sum(parts.values())
     return Memory(**parts, temporaries=rest, outputs=0, code=0, padding=0, limit=limit, fits=False)

@@ -83,7 +83,7 @@ def _compiled(job: Job, text: str, asked: int, inside: int) -> dict[str, Any]:
         'kernel_runs': runs,
         'chip_flops': done,
         'chip_share': done * job.mesh.size / asked,
-        'collectives': traffic.by_kind(traffic.collectives(visits)),
+        'collectives': traffic.by_kind(traffic.collectives(visits, job.mesh.size)),
         'loops_without_a_count': unknown,
         'kept': [
             {'array': f'{k.array[0]}{list(k.array[1])}', 'count': k.number, 'bytes': k.bytes}

@@ -24,6 +24,7 @@ SCATTERED = 'all-reduce-scatter'
 CHAIN = re.compile(r'chain_id="(\d+)"')
 PALLAS = 'custom_call_target="tpu_custom_call"'
 LISTED = re.compile(r'replica_groups=\{\{([\d,]*)\}')
+EVERYONE = 'replica_groups={}'
 IOTA = re.compile(r'replica_groups=\[(\d+),(\d+)\]<=')
 MESHED = re.compile(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}')
 
@@ -39,8 +40,8 @@ class Collective(NamedTuple):
     times: int
 
 
-def collectives(visits: list[hlo.Visit]) -> list[Collective]:
-    """The collectives of a program that has more than one participant each."""
+def collectives(visits: list[hlo.Visit], chips: int) -> list[Collective]:
+    """The collectives of a program that have more than one participant each, of `chips` in all."""
     found, chains = [], set()
     for visit in visits:
         opcode = visit.op.opcode.removesuffix('-start')
@@ -52,15 +53,15 @@ def collectives(visits: list[hlo.Visit]) -> list[Collective]:
             if key in chains:
                 continue
             chains.add(key)
-        one = _collective(opcode, visit)
+        one = _collective(opcode, visit, chips)
         if one.group > 1:
             found.append(one)
     return found
 
 
-def _collective(opcode: str, visit: hlo.Visit) -> Collective:
+def _collective(opcode: str, visit: hlo.Visit, chips: int) -> Collective:
     operands = _operands(visit)
-    payload, group = sum(map(hlo.size, operands)), group_size(visit.op.rest)
+    payload, group = sum(map(hlo.size, operands)), group_size(visit.op.rest, chips)
     kind = opcode
     if opcode == 'all-reduce' and visit.within.name.startswith(SCATTERED):
         kind = 'reduce-scatter'
@@ -77,14 +78,14 @@ def _operands(visit: hlo.Visit) -> tuple[hlo.Array, ...]:
     return tuple(array for name in visit.op.operands for array in visit.within.ops[name].arrays)
 
 
-def group_size(rest: str) -> int:
-    """Participants of one group, in any of XLA's three ways to write them.
+def group_size(rest: str, chips: int) -> int:
+    """Participants of one group, in any of XLA's four ways to write them; 1 where it says none.
 
     Example:
-      >>> group_size('replica_groups={{0,1},{2,3}}'), group_size('replica_groups=[2,4]<=[8]')
+      >>> group_size('replica_groups={{0,1},{2,3}}', 4), group_size('replica_groups=[2,4]<=[8]', 8)
       (2, 4)
-      >>> group_size("replica_groups=mesh['x'=4,'y'=2] {'x'}")
-      4
+      >>> group_size("replica_groups=mesh['x'=4,'y'=2] {'x'}", 8), group_size('replica_groups={}', 8)
+      (4, 8)
     """
     if found := IOTA.search(rest):
         return int(found[2])
@@ -93,7 +94,7 @@ def group_size(rest: str) -> int:
     if found := MESHED.search(rest):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", found[1]))
         return math.prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", found[2]))
-    return 1
+    return chips if EVERYONE in rest else 1
 
 
 def by_kind(found: list[Collective]) -> dict[str, dict[str, float]]:
