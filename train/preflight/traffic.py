@@ -84,8 +84,10 @@ def group_size(rest: str, chips: int) -> int:
     Example:
       >>> group_size('replica_groups={{0,1},{2,3}}', 4), group_size('replica_groups=[2,4]<=[8]', 8)
       (2, 4)
-      >>> group_size("replica_groups=mesh['x'=4,'y'=2] {'x'}", 8), group_size('replica_groups={}', 8)
-      (4, 8)
+      >>> group_size("replica_groups=mesh['x'=4,'y'=2] {'x'}", 8)
+      4
+      >>> group_size('replica_groups={}', 8)
+      8
     """
     if found := IOTA.search(rest):
         return int(found[2])
