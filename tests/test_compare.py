@@ -170,6 +170,22 @@ def test_intervals_are_students_over_seeds_and_gaps_are_paired():
     assert line('x', [1.0]).interval('accuracy') is None
 
 
+def test_perplexities_are_averaged_and_compared_by_their_logarithms():
+    """Values a factor of 10 apart: no interval of theirs may reach below zero."""
+    seeds = lambda label, *values: line(label, values)._replace(values={'forgetting': [*values]})
+    lora, hira = seeds('lora', 10.0, 100.0, 1000.0), seeds('hira', 20.0, 200.0, 2000.0)
+    assert lora.centre('forgetting') == pytest.approx(100)
+    far = 10 ** (4.302653 / 3**0.5)  # t s / sqrt(3), s = 1 of the decimal logarithms
+    assert lora.interval('forgetting') == pytest.approx((100 / far, 100 * far), rel=1e-5)
+    gap, interval = figures.against(hira, lora, 'forgetting')
+    assert (gap, *interval) == pytest.approx((1.0, 1.0, 1.0))  # twice as much on every seed
+    alone = seeds('hira', 5.0)
+    assert figures.against(alone, lora, 'forgetting') == (pytest.approx(-0.5), None)
+    assert alone.interval('forgetting') is None
+    _, rows = table._rows([lora, hira, alone])
+    assert rows[0][-1] == '100 (0.328 to 30,489)'
+
+
 def test_the_sampling_error_is_that_of_the_mean_of_tasks():
     tasks = {'a': {'accuracy': 0.5, 'n': 100}, 'b': {'accuracy': 0.8, 'n': 50}}
     want = 100 * 1.959964 * (0.25 / 100 + 0.16 / 50) ** 0.5 / 2
@@ -370,7 +386,7 @@ def test_a_test_text_judges_and_chooses_nothing(tiny, tmp_path, here, capsys):
         assert one['test']['corpus_ppl'] != one['after']['perplexity']['corpus_ppl']
     page = (tmp_path / 'out' / 'compare.md').read_text()
     assert f'perplexity of other.txt ({base["tokens"]} tokens)' in page
-    assert f'| `none` | - | - | - | 1 | {base["corpus_ppl"]:.3f} |' in page
+    assert f'| `none` | - | - | - | 1 | {base["corpus_ppl"]:.4g} |' in page
     assert 'The test text was not looked at.' in page
     capsys.readouterr()
     other.write_text('The sun is cold. ' * 9)  # the same name, another text

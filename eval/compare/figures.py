@@ -31,15 +31,28 @@ class Line(NamedTuple):
     values: dict[str, list[float]]
 
     def centre(self, axis: str) -> float | None:
-        """The mean over seeds; the median of turns, of which one may have met other work."""
+        """The mean over seeds, of perplexities the geometric one; the median of turns.
+
+        A perplexity is the exponential of a mean loss: its logarithm is what has a mean and a
+        symmetric interval. Of turns one may have met other work.
+        """
         own = self.values.get(axis)
         if not own:
             return None
+        if axis in PERPLEXITIES:
+            return statistics.geometric_mean(own)
         return statistics.median(own) if axis in TURNS else sum(own) / len(own)
 
     def interval(self, axis: str) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean over seeds; None for fewer than two."""
-        return stats.mean_interval(self.values.get(axis, []))
+        """Student's 95 % interval of the mean over seeds; None for fewer than two.
+
+        Of perplexities that of the mean logarithm, as perplexities again.
+        """
+        own = self.values.get(axis, [])
+        if axis not in PERPLEXITIES:
+            return stats.mean_interval(own)
+        found = stats.mean_interval([math.log(x) for x in own])
+        return found and (math.exp(found[0]), math.exp(found[1]))
 
 
 def base_line(entry: Entry, base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Line:
@@ -67,15 +80,16 @@ class Axis(NamedTuple):
 
 AXES = {
     'accuracy': Axis('accuracy in %, mean of the tasks', +1),
-    'test': Axis('perplexity of the test text', -1),
-    'perplexity': Axis('perplexity of the validation windows', -1),
+    'test': Axis('perplexity of the test text', -1, log=True),
+    'perplexity': Axis('perplexity of the validation windows', -1, log=True),
     'validation': Axis('validation loss', -1),
-    'forgetting': Axis('forgetting: perplexity of other text', -1),
+    'forgetting': Axis('forgetting: perplexity of other text', -1, log=True),
     'trained': Axis('trained numbers', -1, log=True),
     'seconds': Axis('seconds a step', -1),
     'memory': Axis('memory of an update in MB', -1),
 }
 QUALITIES = ('accuracy', 'test', 'perplexity', 'validation')  # the first that was measured
+PERPLEXITIES = ('test', 'perplexity', 'forgetting')
 TURNS = ('seconds', 'speed')
 MB = 1e6
 
@@ -147,7 +161,10 @@ def quality(lines: Sequence[Line]) -> str:
 
 
 def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, float] | None] | None:
-    """The mean difference over the seeds that both have, and its interval; None without any."""
+    """The mean difference over the seeds that both have, and its interval; None without any.
+
+    Of perplexities the ratio less 1, from the mean difference of their logarithms.
+    """
     if one.entry.label == other.entry.label or not (axis in one.values and axis in other.values):
         return None
     seeds, theirs = (
@@ -156,8 +173,11 @@ def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, floa
     common = [seed for seed in seeds if seed in theirs]
     if not common:
         return None
-    gaps = [one.values[axis][seeds[s]] - other.values[axis][theirs[s]] for s in common]
-    return sum(gaps) / len(gaps), stats.mean_interval(gaps)
+    logs = axis in PERPLEXITIES
+    to, back = (math.log, math.expm1) if logs else (float, float)
+    gaps = [to(one.values[axis][seeds[s]]) - to(other.values[axis][theirs[s]]) for s in common]
+    interval = stats.mean_interval(gaps)
+    return back(sum(gaps) / len(gaps)), interval and (back(interval[0]), back(interval[1]))
 
 
 def sampling_error(runs: Sequence[Mapping[str, Any]]) -> float | None:

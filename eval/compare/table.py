@@ -14,6 +14,7 @@ from eval.table import WIDTH, percent
 
 REFERENCE = 'lora'
 WHOLE = ('rank', 'trained', 'lr', 'seeds')  # columns whose cells are never broken
+PLACES = {'accuracy': 1, 'validation': 3}  # after the point
 TITLES = {
     'accuracy': 'accuracy %',
     'test': 'test text, ppl',
@@ -87,6 +88,11 @@ def _about(lines: Sequence[Line], matched: str) -> list[str]:
             f'`other text` is the perplexity of {_text(whole, "forget")} after '
             'training: what a method makes the base forget. The line `none` has it from before.'
         )
+    if any(axis in one.values for one in lines for axis in figures.PERPLEXITIES):
+        parts.append(
+            'Means of perplexities are geometric, with the interval of their logarithms; '
+            'differences of them are in per cent.'
+        )
     if figures.quality(lines) == 'test':
         parts.append(f'`test text` is the perplexity of {_text(whole, "test")}.')
     if figures.quality(lines) == 'perplexity':
@@ -125,7 +131,6 @@ def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
     axis = figures.quality(lines)
     reference = next((one for one in lines if one.entry.label == REFERENCE), None)
     title = TITLES[axis]
-    places = 1 if axis == 'accuracy' else 3
     header = ['method', 'rank', 'trained', 'lr', 'seeds', title]
     header += [f'against {REFERENCE}'] if reference else []
     header += ['other text, ppl']
@@ -137,11 +142,11 @@ def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:
             _number(one.centre('trained'), ',.0f'),
             '-' if one.rate is None else f'{one.rate:g}' + ('*' if one.edge else ''),
             str(len(one.runs)) + (f' ({one.diverged} diverged)' if one.diverged else ''),
-            _with_interval(one, axis, f'.{places}f'),
+            _with_interval(one, axis),
         ]
         if reference:
-            row.append(_gap(figures.against(one, reference, axis), places))
-        rows.append([*row, _with_interval(one, 'forgetting', '.3f')])
+            row.append(_gap(figures.against(one, reference, axis), axis))
+        rows.append([*row, _with_interval(one, 'forgetting')])
     first = next((run for one in lines for run in one.runs), None)
     name = figures.decoding(first) if first else None
     if first and name:
@@ -159,22 +164,27 @@ def _number(value: float | None, form: str) -> str:
     return '-' if value is None else format(value, form)
 
 
-def _with_interval(one: Line, axis: str, form: str) -> str:
+def _with_interval(one: Line, axis: str) -> str:
     mean, interval = one.centre(axis), one.interval(axis)
-    if interval is None:
-        return _number(mean, form)
-    low, high = (format(x, form) for x in interval)
-    return f'{mean:{form}} ({low} to {high})'
+    if mean is None:
+        return '-'
+    if axis in figures.PERPLEXITIES:
+        shown = lambda x: f'{x:,.0f}' if x >= 1000 else f'{x:.4g}'
+    else:
+        shown = lambda x: f'{x:.{PLACES[axis]}f}'
+    return shown(mean) + (f' ({shown(interval[0])} to {shown(interval[1])})' if interval else '')
 
 
-def _gap(gap: tuple[float, tuple[float, float] | None] | None, places: int) -> str:
+def _gap(gap: tuple[float, tuple[float, float] | None] | None, axis: str) -> str:
     if gap is None:
         return '-'
     mean, interval = gap
-    if interval is None:
-        return f'{mean:+.{places}f}'
-    low, high = (f'{bound:+.{places}f}' for bound in interval)
-    return f'{mean:+.{places}f} ({low} to {high})'
+    if axis in figures.PERPLEXITIES:
+        shown, unit = lambda x: f'{100 * x:+.1f}', ' %'
+    else:
+        shown, unit = lambda x: f'{x:+.{PLACES[axis]}f}', ''
+    to = f' ({shown(interval[0])} to {shown(interval[1])})' if interval else ''
+    return shown(mean) + unit + to
 
 
 def _cost(lines: Sequence[Line]) -> str:
