@@ -78,7 +78,8 @@ def draw(
         if AXES[name].log and max(means) > 4 * min(means) > 0:
             scale('log')
             side = axis.xaxis if name == x else axis.yaxis
-            side.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            wide = max(means) > 500 * min(means)  # 2,000 and 5,000 would meet
+            side.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
             side.set_major_formatter(FuncFormatter(lambda value, _: f'{value:,.0f}'))
             side.set_minor_formatter(NullFormatter())
         arrow = 'more is better' if AXES[name].better > 0 else 'less is better'
