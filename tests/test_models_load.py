@@ -1,6 +1,7 @@
 """Loading and saving: every source, every refusal, streaming, the hub without a network."""
 
 import json
+import logging
 import os
 import pathlib
 import re
@@ -361,3 +362,12 @@ def test_flax_msgpack_refusals(tmp_path):
         got = flax_msgpack.read(file, entries[(name,)])
         assert got.dtype == value.dtype
         np.testing.assert_array_equal(got, np.asarray(value))
+
+
+def test_transformers_does_not_say_that_torch_is_missing():
+    """It was the first line that a new user read, and nothing here needs PyTorch."""
+    models.load('embedded')
+    logger = logging.getLogger('transformers')
+    said = lambda text: logger.filter(logger.makeRecord('x', 30, '', 0, text, (), None))
+    assert not said("PyTorch was not found. Models won't be available")
+    assert said('Token indices sequence length is longer than the maximum')

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 from typing import Any
 
@@ -118,9 +119,15 @@ def load_tokenizer(folder: pathlib.Path) -> Any:
     """The folder's tokenizer as transformers reads it, None where it has no tokenizer files."""
     if not any((folder / file).exists() for file in TOKENIZER_FILES):
         return None
+    logging.getLogger('transformers').addFilter(_without_torch)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
+
+
+def _without_torch(record: logging.LogRecord) -> bool:
+    """Not transformers' warning, on import, that its models need PyTorch: nothing here does."""
+    return 'PyTorch was not found' not in str(record.msg)
 
 
 def check(source: Source, shapes: Tree, config: ModelConfig) -> None:
