@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import jaxpeft as jp
+from eval.compare import entries
 from train import cli
 from train import config as configs
 
@@ -87,6 +88,11 @@ def check_program(module, argv):
     assert importlib.util.find_spec(module), f'there is no {module}'
     if module == 'train.run':
         cli.parse(argv)
+    elif module == 'eval.compare':  # hands what is not its own on to train.run
+        args, rest = importlib.import_module('eval.compare.__main__').parse(argv)
+        for entry in entries.parse(args.methods, args.seeds, args.seeds_of, args.lrs, args.lrs_of):
+            if entry.method != entries.BASE:
+                cli.parse([*rest, f'--method={entry.method}', *entry.flags])
     elif module.startswith('eval.'):
         from eval import cli as eval_cli
 

@@ -97,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return errors.guard(_program, argv)
 
 
-def _program(argv: Sequence[str]) -> None:
+def parse(argv: Sequence[str]) -> tuple[Args, list[str]]:
+    """The comparison's own flags, and those that it hands on to train.run."""
     args, rest = tyro.cli(
         Args,
         args=list(argv),
@@ -108,6 +109,11 @@ def _program(argv: Sequence[str]) -> None:
         return_unknown_args=True,
     )
     entries.check_flags(rest)
+    return args, rest
+
+
+def _program(argv: Sequence[str]) -> None:
+    args, rest = parse(argv)
     # Jobs are processes of their own; this one only counts shapes, and leaves the accelerator to
     # them.
     jax.config.update('jax_platforms', 'cpu')
