@@ -183,7 +183,7 @@ def test_perplexities_are_averaged_and_compared_by_their_logarithms():
     assert figures.against(alone, lora, 'forgetting') == (pytest.approx(-0.5), None)
     assert alone.interval('forgetting') is None
     _, rows = table._rows([lora, hira, alone])
-    assert rows[0][-1] == '100 (0.328 to 30,489)'
+    assert rows[0][-1] == '100.0 (0.3280 to 30,489)'
 
 
 def test_the_sampling_error_is_that_of_the_mean_of_tasks():
@@ -386,7 +386,7 @@ def test_a_test_text_judges_and_chooses_nothing(tiny, tmp_path, here, capsys):
         assert one['test']['corpus_ppl'] != one['after']['perplexity']['corpus_ppl']
     page = (tmp_path / 'out' / 'compare.md').read_text()
     assert f'perplexity of other.txt ({base["tokens"]} tokens)' in page
-    assert f'| `none` | - | - | - | 1 | {base["corpus_ppl"]:.4g} |' in page
+    assert f'| `none` | - | - | - | 1 | {base["corpus_ppl"]:#.4g} |' in page
     assert 'The test text was not looked at.' in page
     capsys.readouterr()
     other.write_text('The sun is cold. ' * 9)  # the same name, another text

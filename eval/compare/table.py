@@ -169,7 +169,7 @@ def _with_interval(one: Line, axis: str) -> str:
     if mean is None:
         return '-'
     if axis in figures.PERPLEXITIES:
-        shown = lambda x: f'{x:,.0f}' if x >= 1000 else f'{x:.4g}'
+        shown = lambda x: f'{x:,.0f}' if x >= 999.95 else f'{x:#.4g}'
     else:
         shown = lambda x: f'{x:.{PLACES[axis]}f}'
     return shown(mean) + (f' ({shown(interval[0])} to {shown(interval[1])})' if interval else '')
