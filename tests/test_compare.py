@@ -199,6 +199,18 @@ def test_the_front_is_what_nobody_beats():
     assert figures.front(points, (+1, +1)) == [4]
 
 
+def test_many_methods_look_different_and_long_names_leave_the_plot_its_width():
+    kinds = [
+        (plots.COLOURS[i % len(plots.COLOURS)], plots.MARKERS[i % len(plots.MARKERS)])
+        for i in range(40)
+    ]
+    assert len(set(kinds)) == 40
+    lines = [line('lora', [50.0], [1.0]), line('hylorada:init=kaiming,alpha=8', [51.0], [2.0])]
+    figure = plots.draw(lines, 'seconds', 'accuracy')
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ['lora', 'hylorada:\ninit=kaiming,\nalpha=8']
+
+
 def test_plots_join_the_front_and_leave_out_what_is_not_measured(tmp_path):
     lines = [
         line('none', [40.0]),

@@ -12,7 +12,7 @@ COLOURS = (
     '#4c78a8', '#f58518', '#54a24b', '#e45756', '#72b7b2', '#b279a2', '#9d755d', '#eeca3b',
     '#2b2f36', '#ff9da6', '#79706e', '#d67195',
 )  # fmt: skip
-MARKERS = 'osD^vP*Xhdp<'
+MARKERS = 'osD^vP*Xhdp<>'  # one more than colours: 156 methods look different
 
 
 def write(lines: Sequence[Line], folder: pathlib.Path) -> list[str]:
@@ -65,11 +65,11 @@ def draw(
         hollow = {} if i in kept else {'markerfacecolor': 'white'}
         axis.errorbar(
             *point, **bars, fmt=marker, color=colour, ms=7, elinewidth=0.8, capsize=2, alpha=0.95,
-            label=one.entry.label, zorder=2, **hollow,
+            label=_broken(one.entry.label), zorder=2, **hollow,
         )  # fmt: skip
     for one in base:
         if one.centre(y) is not None:
-            axis.axhline(one.centre(y), color=GREY, lw=1.0, ls='--', label=one.entry.label)
+            axis.axhline(one.centre(y), color=GREY, lw=1.0, ls='--', label=_broken(one.entry.label))
     for name, scale, label in (
         (x, axis.set_xscale, axis.set_xlabel),
         (y, axis.set_yscale, axis.set_ylabel),
@@ -92,6 +92,11 @@ def draw(
     )
     bare(axis)
     return figure
+
+
+def _broken(label: str) -> str:
+    """A legend's entry: an option a line, for long ones take the plot's width."""
+    return label.replace(':', ':\n').replace(',', ',\n')
 
 
 def _range(one: Line, axis: str) -> list[list[float]]:
