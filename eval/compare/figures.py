@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eval import stats
@@ -31,28 +31,43 @@ class Line(NamedTuple):
     values: dict[str, list[float]]
 
     def centre(self, axis: str) -> float | None:
-        """The mean over seeds, of perplexities the geometric one; the median of turns.
-
-        A perplexity is the exponential of a mean loss: its logarithm is what has a mean and a
-        symmetric interval. Of turns one may have met other work.
-        """
+        """The mean over seeds, on the axis's scale; the median of turns, which meet other work."""
         own = self.values.get(axis)
         if not own:
             return None
-        if axis in PERPLEXITIES:
-            return statistics.geometric_mean(own)
-        return statistics.median(own) if axis in TURNS else sum(own) / len(own)
+        if axis in TURNS:
+            return statistics.median(own)
+        scale = scale_of(axis)
+        return scale.back(statistics.fmean(map(scale.to, own)))
 
     def interval(self, axis: str) -> tuple[float, float] | None:
-        """Student's 95 % interval of the mean over seeds; None for fewer than two.
+        """Student's 95 % interval of the mean over seeds; None for fewer than two."""
+        scale = scale_of(axis)
+        found = stats.mean_interval([scale.to(x) for x in self.values.get(axis, [])])
+        return found and _both(scale.back, found)
 
-        Of perplexities that of the mean logarithm, as perplexities again.
-        """
-        own = self.values.get(axis, [])
-        if axis not in PERPLEXITIES:
-            return stats.mean_interval(own)
-        found = stats.mean_interval([math.log(x) for x in own])
-        return found and (math.exp(found[0]), math.exp(found[1]))
+
+class Scale(NamedTuple):
+    """Where figures have a mean and a symmetric interval, and the way back."""
+
+    to: Callable[[float], float]
+    back: Callable[[float], float]
+    gap: Callable[[float], float]  # from a difference on the scale to what is told of it
+
+
+# A perplexity is the exponential of a mean loss: its mean is the geometric one, and of two of them
+# the ratio less 1 is told.
+LOGARITHMS = Scale(math.log, math.exp, math.expm1)
+PLAIN = Scale(float, float, float)
+
+
+def scale_of(axis: str) -> Scale:
+    """The scale of an axis's figures."""
+    return LOGARITHMS if axis in PERPLEXITIES else PLAIN
+
+
+def _both(back: Callable[[float], float], ends: tuple[float, float]) -> tuple[float, float]:
+    return back(ends[0]), back(ends[1])
 
 
 def base_line(entry: Entry, base: Mapping[str, Any], runs: Sequence[Mapping[str, Any]]) -> Line:
@@ -161,10 +176,7 @@ def quality(lines: Sequence[Line]) -> str:
 
 
 def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, float] | None] | None:
-    """The mean difference over the seeds that both have, and its interval; None without any.
-
-    Of perplexities the ratio less 1, from the mean difference of their logarithms.
-    """
+    """The mean difference over the seeds that both have, and its interval; None without any."""
     if one.entry.label == other.entry.label or not (axis in one.values and axis in other.values):
         return None
     seeds, theirs = (
@@ -173,11 +185,11 @@ def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, floa
     common = [seed for seed in seeds if seed in theirs]
     if not common:
         return None
-    logs = axis in PERPLEXITIES
-    to, back = (math.log, math.expm1) if logs else (float, float)
-    gaps = [to(one.values[axis][seeds[s]]) - to(other.values[axis][theirs[s]]) for s in common]
+    scale = scale_of(axis)
+    mine, its = one.values[axis], other.values[axis]
+    gaps = [scale.to(mine[seeds[s]]) - scale.to(its[theirs[s]]) for s in common]
     interval = stats.mean_interval(gaps)
-    return back(sum(gaps) / len(gaps)), interval and (back(interval[0]), back(interval[1]))
+    return scale.gap(statistics.fmean(gaps)), interval and _both(scale.gap, interval)
 
 
 def sampling_error(runs: Sequence[Mapping[str, Any]]) -> float | None:

@@ -1,6 +1,6 @@
 """The comparison as Markdown: quality, cost, tasks, learning rates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from rich.console import Console
@@ -119,7 +119,9 @@ def show(lines: Sequence[Line]) -> None:
     table = Table(title='comparison', title_justify='left')
     for name in header:
         justify: Literal['left', 'right'] = 'left' if name == 'method' else 'right'
-        table.add_column(name, justify=justify, overflow='fold', no_wrap=name in WHOLE)
+        least = len('commonest') if name == 'method' else None
+        whole = name in WHOLE
+        table.add_column(name, justify=justify, overflow='fold', no_wrap=whole, min_width=least)
     for row in rows:
         table.add_row(*(cell.replace('`', '') for cell in row))
     console = Console()
@@ -164,25 +166,28 @@ def _number(value: float | None, form: str) -> str:
     return '-' if value is None else format(value, form)
 
 
-def _with_interval(one: Line, axis: str) -> str:
-    mean, interval = one.centre(axis), one.interval(axis)
-    if mean is None:
-        return '-'
+def _forms(axis: str) -> tuple[Callable[[float], str], Callable[[float], str], str]:
+    """How a figure of an axis is written, a difference of two, and the difference's unit."""
     if axis in figures.PERPLEXITIES:
-        shown = lambda x: f'{x:,.0f}' if x >= 999.95 else f'{x:#.4g}'
-    else:
-        shown = lambda x: f'{x:.{PLACES[axis]}f}'
-    return shown(mean) + (f' ({shown(interval[0])} to {shown(interval[1])})' if interval else '')
+        figure = lambda x: f'{x:,.0f}' if x >= 999.95 else f'{x:#.4g}'
+        return figure, lambda x: f'{100 * x:+.1f}', ' %'
+    places = PLACES[axis]
+    return lambda x: f'{x:.{places}f}', lambda x: f'{x:+.{places}f}', ''
+
+
+def _with_interval(one: Line, axis: str) -> str:
+    mean = one.centre(axis)
+    return '-' if mean is None else _written(mean, one.interval(axis), _forms(axis)[0])
 
 
 def _gap(gap: tuple[float, tuple[float, float] | None] | None, axis: str) -> str:
-    if gap is None:
-        return '-'
-    mean, interval = gap
-    if axis in figures.PERPLEXITIES:
-        shown, unit = lambda x: f'{100 * x:+.1f}', ' %'
-    else:
-        shown, unit = lambda x: f'{x:+.{PLACES[axis]}f}', ''
+    _, shown, unit = _forms(axis)
+    return '-' if gap is None else _written(*gap, shown, unit)
+
+
+def _written(
+    mean: float, interval: tuple[float, float] | None, shown: Callable[[float], str], unit: str = ''
+) -> str:
     to = f' ({shown(interval[0])} to {shown(interval[1])})' if interval else ''
     return shown(mean) + unit + to
 

@@ -96,9 +96,12 @@ def of_refusal(job: Job, shape: Shape, error: Exception) -> Memory | None:
     found = next(filter(None, (pattern.search(str(error)) for pattern in EXCEEDED)), None)
     if found is None:
         return None
-    used, limit = (
-        int(float(found[name][:-1]) * UNITS[found[name][-1]]) for name in ('used', 'limit')
-    )
+    used, limit = _bytes(found['used']), _bytes(found['limit'])
     parts = owners(job, shape)
     rest = used - sum(parts.values())
     return Memory(**parts, temporaries=rest, outputs=0, code=0, padding=0, limit=limit, fits=False)
+
+
+def _bytes(said: str) -> int:
+    """'26.09G' as a number."""
+    return int(float(said[:-1]) * UNITS[said[-1]])
