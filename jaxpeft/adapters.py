@@ -1,8 +1,9 @@
 """Adapters on disk: one safetensors file and one adapter.json, no pickle, no base weight.
 
 Leaves are stored under canonical paths with all their layers stacked in front, so an adapter of a
-scanned model loads into the unrolled one and back. adapter.json holds each rule's pattern and spec,
-and a checksum of every adapted kernel: a HiRA trained on other weights means nothing on these.
+scanned model loads into the unrolled one and back; layers under another rule lie apart.
+adapter.json holds each rule's pattern and spec, and a checksum of every adapted kernel: a HiRA
+trained on other weights means nothing on these.
 """
 
 import hashlib
@@ -13,7 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from jaxpeft.near import nearest
 
 FORMAT = 1
 WEIGHTS, CONFIG = 'adapter_model.safetensors', 'adapter.json'
+BY_RULE = '@'
 
 
 def save_adapter(
@@ -38,15 +40,22 @@ def save_adapter(
     """Writes an adapter folder, whole or not at all.
 
     Args:
-      path: the folder; an adapter that is there is replaced once the new one is complete.
+      path: the folder; an adapter that is there is replaced once the new one is complete, other
+        files stay.
       plan: the plan.
       state: the adapter.
       params: the base's parameters, for the checksums.
       base_name: name of the base model, kept for the reader.
+
+    Raises:
+      ValueError: for a state that is not the plan's on this base: leaves missing, left over or of
+        another shape.
+      TypeError: for a method's option that JSON cannot hold.
     """
     import safetensors.numpy
 
-    grouped = _grouped(plan, params)
+    tree.check(plan, state, params)
+    grouped = _grouped(tree.sites(plan, params))
     tensors: dict[str, np.ndarray] = {}
     entries = {}
     for name, members in grouped.items():
@@ -55,7 +64,7 @@ def save_adapter(
             for leaf in layers[0]:
                 values = [np.asarray(jax.device_get(one[leaf])) for one in layers]
                 stacked = values[0] if members[0][0] is None else np.stack(values)
-                tensors[f'{part}/{name}/{leaf}'] = np.ascontiguousarray(stacked)
+                tensors[f'{part}/{name}/{leaf}'] = np.asarray(stacked, order='C')
         entries[name] = _entry(members, params)
     described = {
         'format': FORMAT,
@@ -63,32 +72,57 @@ def save_adapter(
         'rules': [_rule_spec(pattern, rule) for pattern, rule in plan.items()],
         'sites': entries,
     }
+    written = json.dumps(described, indent=1, default=_plain) + '\n'
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f'.{target.name}.'))
-    safetensors.numpy.save_file(tensors, fresh / WEIGHTS)
-    (fresh / CONFIG).write_text(json.dumps(described, indent=1) + '\n')
-    fresh.chmod(0o755)  # mkdtemp and safetensors write for their owner alone
-    (fresh / WEIGHTS).chmod(0o644)
-    _swap(fresh, target)
+    try:
+        safetensors.numpy.save_file(tensors, fresh / WEIGHTS)
+        (fresh / CONFIG).write_text(written)
+        fresh.chmod(0o755)  # mkdtemp and safetensors write for their owner alone
+        (fresh / WEIGHTS).chmod(0o644)
+        _swap(fresh, target)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)  # of a save that failed; else it has moved
+
+
+def _plain(value: Any) -> Any:
+    """An option of a numpy type as JSON's."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f'adapter.json cannot hold {value!r}')
 
 
 def _swap(fresh: pathlib.Path, target: pathlib.Path) -> None:
-    """Puts a finished folder in its place; the old one is moved aside first and then removed."""
+    """Puts a finished folder in its place; the old one is moved aside first and then removed.
+
+    What else lay in the old one moves over.
+    """
     if not target.exists():
         fresh.rename(target)
         return
     old = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f'.{target.name}.old.'))
     target.rename(old / target.name)
     fresh.rename(target)
+    for other in (old / target.name).iterdir():
+        if other.name not in (WEIGHTS, CONFIG):
+            other.rename(target / other.name)
     shutil.rmtree(old)
 
 
-def _grouped(plan: tree.Plan, params: base.Tree) -> dict[str, list[tuple[int | None, tree.Site]]]:
-    """Canonical path of the leaves -> its (layer, site) pairs, in order of layers."""
+def _grouped(found: Sequence[tree.Site]) -> dict[str, list[tuple[int | None, tree.Site]]]:
+    """Name of the stored leaves -> its (layer, site) pairs, in order of layers.
+
+    The name is the canonical path; where layers of an unrolled model have different rules, with
+    '@' and the rule's number behind it.
+    """
+    rules: dict[str, set[int]] = {}
+    for site in found:
+        rules.setdefault(paths.canonical(site.node)[0], set()).add(site.rule)
     grouped: dict[str, list[tuple[int | None, tree.Site]]] = {}
-    for site in tree.sites(plan, params):
-        name, layer = paths.canonical(site.node)
+    for site in found:
+        path, layer = paths.canonical(site.node)
+        name = path if len(rules[path]) == 1 else f'{path}{BY_RULE}{site.rule}'
         grouped.setdefault(name, []).append((layer, site))
     return {name: sorted(members, key=lambda m: m[0] or 0) for name, members in grouped.items()}
 
@@ -147,7 +181,8 @@ def load_adapter(
     Raises:
       FileNotFoundError: where there is no adapter.
       ValueError: when the base is another one: a kernel is missing, has another shape or checksum;
-        when layers are missing that a scanned base needs.
+        when a scanned base needs layers that are missing, or has one rule where layers had several;
+        when leaves are missing from the file.
     """
     import safetensors.numpy
 
@@ -157,8 +192,9 @@ def load_adapter(
     described = json.loads((folder / CONFIG).read_text())
     if described.get('format') != FORMAT:
         raise ValueError(f'{folder}: format {described.get("format")}, this version reads {FORMAT}')
+    _check_layers(folder, described['sites'], params)
     plan = _plan(described, params, methods)
-    grouped = _grouped(plan, params)
+    grouped = _grouped(tree.sites(plan, params))
     _check_base(folder, described['sites'], grouped, params)
     tensors = safetensors.numpy.load_file(folder / WEIGHTS)
     trees: dict[str, dict[str, Any]] = {'params': {}, 'consts': {}}
@@ -167,7 +203,9 @@ def load_adapter(
         name, _, leaf = rest.rpartition('/')
         placed = _placed(value, described['sites'][name], grouped[name])
         trees[part].update({f'{node}/{leaf}': jnp.asarray(v) for node, v in placed.items()})
-    return plan, base.State(paths.nest(trees['params']), paths.nest(trees['consts']))
+    state = base.State(paths.nest(trees['params']), paths.nest(trees['consts']))
+    tree.check(plan, state, params, f'{folder / WEIGHTS}: ')
+    return plan, state
 
 
 def _plan(described: Any, params: base.Tree, factories: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,24 +238,51 @@ def _pattern(pattern: str, number: int, sites: Mapping[str, Any], params: base.T
     """The rule's own pattern if it matches just its sites here, else their paths one by one."""
     if pattern.startswith(tree.SHARED):
         return pattern
+    mine = {_path(name): e['layers'] for name, e in sites.items() if e['rule'] == number}
+    taken = [(_path(name), e['layers']) for name, e in sites.items() if e['rule'] < number]
     suffix = f'/{tree.OVERRIDE}'
-    wanted = {name for name, entry in sites.items() if entry['rule'] == number}
-    leaves = [path for path, _ in paths.flatten(params)]
-    here = [p for p in leaves if _saved(p, {name: sites[name] for name in wanted})]
-    if any(name.endswith(suffix) for name in wanted):
-        return pattern
-    matched = [p for p in leaves if re.fullmatch(pattern, p)]
-    taken = {name for name, entry in sites.items() if entry['rule'] < number}
-    if {p for p in matched if paths.canonical(p)[0] not in taken} == set(here) or not here:
+    inside = any(path.endswith(suffix) for path in mine)
+    known = [path for path, _ in paths.flatten(params)]
+    if inside:
+        known = tree.with_child(paths.modules(known), next(iter(mine)).removesuffix(suffix))
+    node = lambda path: path + suffix if inside else path
+    here = [p for p in known if _among(node(p), mine.items())]
+    matched = {p for p in known if re.fullmatch(pattern, p) and not _among(node(p), taken)}
+    if matched == set(here) or not here:
         return pattern
     return '|'.join(re.escape(p) for p in here)
 
 
-def _saved(path: str, sites: Mapping[str, Any]) -> bool:
-    """Whether a leaf is one of the saved sites, in one of the layers that were adapted."""
+def _path(name: str) -> str:
+    """The canonical path of a stored entry."""
+    return name.partition(BY_RULE)[0]
+
+
+def _among(path: str, saved: Iterable[tuple[str, Any]]) -> bool:
+    """Whether a leaf is one of the saved (path, layers), in one of the layers that were adapted."""
     name, layer = paths.canonical(path)
-    layers = sites[name]['layers'] if name in sites else []
-    return name in sites and (layer is None or layers is None or layer in layers)
+    return any(
+        name == other and (layer is None or layers is None or layer in layers)
+        for other, layers in saved
+    )
+
+
+def _check_layers(folder: Any, saved: Mapping[str, Any], params: base.Tree) -> None:
+    """Refuses, for a scanned base, what only an unrolled one can hold."""
+    depth = next((len(leaf) for p, leaf in paths.flatten(params) if paths.stacked(p)), None)
+    if depth is None:
+        return
+    for name, entry in saved.items():
+        layers = entry['layers']
+        if BY_RULE in name:
+            raise ValueError(
+                f'{folder}: layers of {_path(name)} have different rules, which {paths.UNROLLED}'
+            )
+        if layers is not None and paths.stacked(name) and len(layers) != depth:
+            raise ValueError(
+                f'{folder}: {name} was saved for {len(layers)} layers, this base has {depth}: '
+                f'{paths.NO_SUBSET}'
+            )
 
 
 def _check_base(folder: Any, saved: Mapping[str, Any], grouped: Any, params: base.Tree) -> None:

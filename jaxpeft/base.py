@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
 Tree = Any  # nested dicts of arrays, as Flax makes them
@@ -85,6 +86,11 @@ def no_penalty(state: State, w: Array | None = None) -> Array:
     return jnp.zeros((), jnp.float32)
 
 
+def precision() -> str | None:
+    """The matmul precision that holds here, for a backward pass, which is traced elsewhere."""
+    return jax.config.values['jax_default_matmul_precision']
+
+
 def dropout(key: Array | None, x: Array, rate: float) -> Array:
     """Inverted dropout: `x * mask / (1 - rate)`; `x` itself without a key or with rate 0."""
     if key is None or rate == 0.0:
@@ -100,6 +106,8 @@ def check_options(name: str, w_shape: tuple[int, ...], rank: int) -> None:
       ValueError: unless `1 <= rank <= min(w_shape)`.
     """
     limit = min(w_shape)
+    if not isinstance(rank, int | np.integer):
+        raise ValueError(f'{name}: rank must be a whole number, got {rank!r}')
     if not 1 <= rank <= limit:
         raise ValueError(
             f'{name}: rank must be in [1, {limit}] for a kernel of shape {tuple(w_shape)}, '
@@ -113,7 +121,7 @@ def check_not_negative(name: str, **options: float) -> None:
     Raises:
       ValueError: naming the method, the option and its value.
     """
-    if any(known(value) and value < 0.0 for value in options.values()):
+    if any(known(value) and not value >= 0.0 for value in options.values()):  # nan is neither
         names, values = ' and '.join(options), ' and '.join(map(str, options.values()))
         raise ValueError(f'{name}: {names} must not be negative, got {values}')
 

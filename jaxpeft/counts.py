@@ -36,7 +36,7 @@ def summary(plan: tree.Plan, state: base.State, params: base.Tree) -> str:
 
     Args:
       plan: the plan.
-      state: its state (arrays or shapes).
+      state: its state (arrays, or shapes where no rank is padded).
       params: the base's parameters (arrays or shapes).
 
     Returns:

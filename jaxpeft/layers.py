@@ -95,7 +95,7 @@ def _precision(module: Any) -> str | None:
     """The layer's precision as the config option's name; None keeps the current one."""
     precision = module.precision
     if precision is None:
-        return jax.config.values['jax_default_matmul_precision']
+        return base.precision()
     if isinstance(precision, tuple | list):
         raise ValueError(f'one precision for both operands, got {precision}')
     return str(getattr(precision, 'name', precision)).lower()
@@ -111,6 +111,7 @@ def _dense_general(module: Any, adapted: Mapping[str, Adapted], inputs: base.Arr
             f'{"/".join(module.scope.path)}: batch_dims of a DenseGeneral have no rule'
         )
     axis = (module.axis,) if isinstance(module.axis, int) else tuple(module.axis)
+    axis = tuple(sorted(i % inputs.ndim for i in axis))  # the kernel has them in this order
     outs = (module.features,) if isinstance(module.features, int) else tuple(module.features)
     x = jnp.moveaxis(inputs, axis, range(-len(axis), 0))
     return _linear(module, adapted['kernel'], x, len(axis), outs)

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxpeft.base import Array
 
+TINY = float(jnp.finfo(jnp.float32).tiny)
 EXACT_UP_TO = 1024  # the smaller side; above it 'auto' is randomized
 METHODS = ('auto', 'exact', 'randomized')
 WIDTH = 16  # columns of a block: narrow blocks give a polynomial of high degree for few columns
@@ -35,7 +36,8 @@ def top_singular_values(
       k: how many, `1 <= k <= min(n, m)`.
       method: 'exact' (LAPACK or its like), 'randomized' (block Krylov; relative error below 1e-4,
         measured for k 8 to 64 on a decaying spectrum and on the flat one of a 2048 x 2048 Gaussian
-        matrix), or 'auto': randomized where the smaller side is above 1024 and twice the space's.
+        matrix; exact where the space would fill the kernel), or 'auto': randomized where the
+        smaller side is above 1024 and twice the space's.
       key: draws the randomized form's first block; a fixed key when None.
 
     Raises:
@@ -46,16 +48,19 @@ def top_singular_values(
       >>> top_singular_values(jnp.diag(jnp.array([3.0, 2.0, 1.0])), 2).tolist()
       [3.0, 2.0]
     """
-    if method not in METHODS:
-        raise ValueError(f'svd must be one of {", ".join(METHODS)}, got {method!r}')
-    small = min(w.shape)
-    if not 1 <= k <= small:
-        raise ValueError(f'k must be in [1, {small}] for a kernel of shape {w.shape}, got {k}')
+    _check(w, k, method)
     w = w.astype(jnp.float32)
-    fits = 2 * WIDTH * _depths(k)[1] < small
-    if method == 'randomized' or (method == 'auto' and small > EXACT_UP_TO and fits):
+    if _randomized(min(w.shape), k, method):
         return _block_krylov(w, k, jax.random.key(0) if key is None else key)
     return jnp.linalg.svd(w, compute_uv=False)[:k]
+
+
+def _randomized(small: int, k: int, method: str) -> bool:
+    """Whether a kernel whose smaller side is this long goes through the Krylov space."""
+    space = WIDTH * max(_depths(k))
+    if method == 'auto':
+        return small > EXACT_UP_TO and small > 2 * space
+    return method == 'randomized' and small >= space
 
 
 def _depths(k: int) -> tuple[int, int]:
@@ -75,26 +80,24 @@ def _block_krylov(w: Array, k: int, key: Array) -> Array:
     the space is made deep (a flat spectrum, as of random weights).
     """
     w = w if w.shape[0] >= w.shape[1] else w.T  # iterate on the smaller side m
-    m = w.shape[1]
-    width = min(WIDTH, m)
-    shallow, deep = (min(depth, m // width) for depth in _depths(k))
-    first = jnp.linalg.qr(jax.random.normal(key, (m, width), jnp.float32))[0]
+    shallow, deep = _depths(k)
+    first = jnp.linalg.qr(jax.random.normal(key, (w.shape[1], WIDTH), jnp.float32))[0]
     # Transposed once: folded into each product, XLA's CPU matmul runs it several times slower.
     wt = jax.lax.optimization_barrier(w.T)
-    space = _grow(w, wt, first, width, shallow)
-    ritz = _mul(w, space)  # [n, width * shallow]
+    space = _grow(w, wt, first, shallow)
+    ritz = _mul(w, space)  # [n, WIDTH * shallow]
     r = jnp.linalg.qr(ritz, mode='r')  # its leading corner is that of the leading columns
     values = jnp.linalg.svd(r, compute_uv=False)[:k]
-    if shallow == deep:
+    if shallow >= deep:
         return values
-    corner = width * (3 * shallow // 4)
+    corner = WIDTH * (3 * shallow // 4)
     before = jnp.linalg.svd(r[:corner, :corner], compute_uv=False)[:k]
     settled = jnp.all(values - before <= SETTLED * values)
-    deepen = lambda: _values(_mul(w, _grow(w, wt, space, width, deep - shallow + 1)), k)
+    deepen = lambda: _values(_mul(w, _grow(w, wt, space, deep - shallow + 1)), k)
     return jax.lax.cond(settled, lambda: values, deepen)
 
 
-def _grow(w: Array, wt: Array, space: Array, width: int, depth: int) -> Array:
+def _grow(w: Array, wt: Array, space: Array, depth: int) -> Array:
     """Appends `depth - 1` blocks `W^T W (last block)` to an orthonormal space, which stays so.
 
     Each block is freed from the earlier ones and made orthonormal, three times over: where W has
@@ -103,7 +106,7 @@ def _grow(w: Array, wt: Array, space: Array, width: int, depth: int) -> Array:
     values exceed the largest singular value. One QR of all columns at the end costs more.
     """
     for _ in range(depth - 1):
-        block = _mul(wt, _mul(w, space[:, -width:]))
+        block = _mul(wt, _mul(w, space[:, -WIDTH:]))
         for _ in range(3):
             block = jnp.linalg.qr(block - _mul(space, _mul(space.T, block)))[0]
         space = jnp.concatenate([space, block], axis=1)
@@ -174,10 +177,9 @@ def top_singular_triplets(
       >>> jnp.diag((u * s[None, :]) @ vt).round(4).tolist()
       [3.0, 2.0, 0.0]
     """
-    _check_triplets(w, k, method)
-    w, small = w.astype(jnp.float32), min(w.shape)
-    fits = 2 * WIDTH * _depths(k)[1] < small
-    if method == 'exact' or (method == 'auto' and not (small > EXACT_UP_TO and fits)):
+    _check(w, k, method)
+    w = w.astype(jnp.float32)
+    if not _randomized(min(w.shape), k, method):
         u, s, vt = jnp.linalg.svd(w, full_matrices=False)
         return u[:, :k], s[:k], vt[:k]
     key = jax.random.key(0) if key is None else key
@@ -189,11 +191,9 @@ def top_singular_triplets(
 
 def _krylov_triplets(w: Array, k: int, key: Array) -> tuple[Array, Array, Array]:
     """Rayleigh-Ritz on the deep block Krylov space of a tall `w [n, m]`, with vectors."""
-    m = w.shape[1]
-    width = min(WIDTH, m)
-    first = jnp.linalg.qr(jax.random.normal(key, (m, width), jnp.float32))[0]
+    first = jnp.linalg.qr(jax.random.normal(key, (w.shape[1], WIDTH), jnp.float32))[0]
     wt = jax.lax.optimization_barrier(w.T)  # as in _block_krylov
-    space = _grow(w, wt, first, width, min(_depths(k)[1], m // width))
+    space = _grow(w, wt, first, _depths(k)[1])
     q, r = jnp.linalg.qr(_mul(w, space))
     u, s, vt = jnp.linalg.svd(r)
     return _mul(q, u[:, :k]), s[:k], _mul(vt[:k], space.T)
@@ -222,12 +222,12 @@ def bottom_singular_triplets(w: Array, k: int) -> tuple[Array, Array, Array]:
       >>> bottom_singular_triplets(jnp.diag(jnp.array([3.0, 2.0, 1.0])), 2)[1].tolist()
       [2.0, 1.0]
     """
-    _check_triplets(w, k, 'exact')
+    _check(w, k, 'exact')
     u, s, vt = jnp.linalg.svd(w.astype(jnp.float32), full_matrices=False)
     return u[:, -k:], s[-k:], vt[-k:]
 
 
-def _check_triplets(w: Array, k: int, method: str) -> None:
+def _check(w: Array, k: int, method: str) -> None:
     if method not in METHODS:
         raise ValueError(f'svd must be one of {", ".join(METHODS)}, got {method!r}')
     if not 1 <= k <= min(w.shape):
@@ -251,7 +251,8 @@ def column_norm(w: Array, a: Array, b: Array, norm: Array) -> Array:
       norm: `[m]` float32, the norms of w's own columns.
 
     Returns:
-      `[m]`, at least 1e-6: a column of zeros is divided by, and keeps a finite gradient.
+      `[m]`, at least 1e-6 of `norm`, and 1e-6 where that is 0: a column of zeros is divided by,
+      and keeps a finite gradient.
 
     Example:
       >>> import jax.numpy as jnp
@@ -263,4 +264,5 @@ def column_norm(w: Array, a: Array, b: Array, norm: Array) -> Array:
     cross = _mul(a.T, w.astype(jnp.float32))  # [r, m]
     square = norm**2 + jnp.sum(b * (2.0 * cross + _mul(_mul(a.T, a), b)), axis=0)
     # Rounding can leave a column that the update cancels slightly below zero.
-    return jnp.sqrt(jnp.maximum(square, 1e-12))
+    floor = jnp.maximum(1e-12 * jnp.where(norm > 0.0, norm, 1.0) ** 2, TINY)
+    return jnp.sqrt(jnp.maximum(square, floor))

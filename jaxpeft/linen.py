@@ -82,10 +82,11 @@ class _Trace:
             f'{len(unread)} adapted kernel(s) were not used by this call, so their adapters would '
             'be silently ignored:\n'
             + '\n'.join(shown)
-            + '\njp.bind knows nn.Dense and nn.DenseGeneral. Give a layer that multiplies its '
-            'kernel in its own way a rule: jp.bind(plan, apply, layers={Class: rule}) with '
-            "rule(module, adapted, x), where adapted['kernel'](x) stands for x @ kernel; or leave "
-            'the kernel out of the plan.'
+            + '\njp.bind knows nn.Dense and nn.DenseGeneral, and sees nothing in what was '
+            'jitted before: jit what bind returns. Give a layer that multiplies its kernel in its '
+            'own way a rule: jp.bind(plan, apply, layers={Class: rule}) with rule(module, adapted, '
+            "x), where adapted['kernel'](x) stands for x @ kernel; or leave the kernel out of the "
+            'plan.'
         )
 
     def _class_at(self, site: tree.Site) -> str:
@@ -171,7 +172,9 @@ def bind(
 
     Args:
       plan: path regex -> Method or Override, as given to `init`.
-      apply_fn: usually `model.apply`: `(variables, *args, **kwargs) -> anything`.
+      apply_fn: usually `model.apply`: `(variables, *args, **kwargs) -> anything`. Jit what `bind`
+        returns, and not this: a jitted function that is traced once is never intercepted again. A
+        tied head is seen where it calls `nn.Embed.attend`; `h @ embedding.T` is not.
       layers: `{Class: rule}` for layers that multiply their kernels in their own way.
         `rule(module, adapted, *args, **kwargs)` replaces the layer's call;
         `adapted['kernel'](x [..., n]) -> [..., m]` stands for `x @ kernel`.

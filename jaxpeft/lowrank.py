@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpeft import base
 from jaxpeft.base import Array
 
 Tail = tuple[Array, Array] | None  # `u [n, k]`, `vt [k, m]`, a part of W that is taken out
@@ -31,7 +32,6 @@ def merges(x: Array, w: Array) -> bool:
     return jnp.result_type(x, w) == jnp.float32 and tokens * (n + m) >= n * m
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
 def matmul(x: Array, w: Array, a: Array, b: Array, tail: Tail, scale: float) -> Array:
     """`x @ (w + scale * a @ b - u @ vt)`, float32.
 
@@ -52,6 +52,14 @@ def matmul(x: Array, w: Array, a: Array, b: Array, tail: Tail, scale: float) -> 
       >>> matmul(x, w, one, one.T, None, 0.5).tolist()
       [[2.0, 2.0]]
     """
+    return _matmul(x, w, a, b, tail, scale, base.precision())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _matmul(
+    x: Array, w: Array, a: Array, b: Array, tail: Tail, scale: float, precision: str | None
+) -> Array:
+    del precision  # of the call; the backward pass is traced when it is no longer the current one
     return jnp.matmul(x, _summed(w, a, b, tail, scale))
 
 
@@ -60,17 +68,22 @@ def _summed(w: Array, a: Array, b: Array, tail: Tail, scale: float) -> Array:
     return whole if tail is None else whole - tail[0] @ tail[1]
 
 
-def _forward(x: Any, w: Any, a: Any, b: Any, tail: Any, scale: float) -> Any:
+def _forward(x: Any, w: Any, a: Any, b: Any, tail: Any, scale: float, precision: str | None) -> Any:
     frozen = None if _trained(w, tail) else ()  # by structure: a bool would become an array
     x, w, a, b, tail = jax.tree.map(lambda p: p.value, (x, w, a, b, tail))
-    return matmul(x, w, a, b, tail, scale), (x, w, a, b, tail, frozen)
+    return _matmul(x, w, a, b, tail, scale, precision), (x, w, a, b, tail, frozen)
 
 
 def _trained(w: Any, tail: Any) -> bool:
     return any(p.perturbed for p in jax.tree.leaves((w, tail)))
 
 
-def _backward(scale: float, saved: Any, dy: Any) -> Any:
+def _backward(scale: float, precision: str | None, saved: Any, dy: Any) -> Any:
+    with jax.default_matmul_precision(precision):
+        return _gradients(scale, saved, dy)
+
+
+def _gradients(scale: float, saved: Any, dy: Any) -> Any:
     x, w, a, b, tail, frozen = saved
     shape = x.shape
     x, dy = x.reshape(-1, shape[-1]), dy.reshape(-1, dy.shape[-1])
@@ -84,4 +97,4 @@ def _backward(scale: float, saved: Any, dy: Any) -> Any:
     return dx.reshape(shape), dw, da, db, dtail
 
 
-matmul.defvjp(_forward, _backward, symbolic_zeros=True)
+_matmul.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxpeft import base
 from jaxpeft.base import Array, known
 
 
@@ -32,7 +33,6 @@ def _weight(w: Array, a: Array, b: Array, gamma: Array, scale: float, one: bool)
     return (w32 + change if one else change).astype(w.dtype)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def hadamard_matmul(
     x: Array, w: Array, a: Array, b: Array, gamma: Array, scale: float, one: bool
 ) -> Array:
@@ -50,15 +50,29 @@ def hadamard_matmul(
     Returns:
       `[..., m]`, accumulated and returned in float32.
     """
+    return _matmul(x, w, a, b, gamma, scale, one, base.precision())
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _matmul(
+    x: Array, w: Array, a: Array, b: Array, gamma: Array, scale: float, one: bool,
+    precision: str | None,
+) -> Array:  # fmt: skip
+    del precision  # of the call; the backward pass is traced when it is no longer the current one
     weight = _weight(w, a, b, gamma, scale, one)
     return jnp.matmul(x, weight, preferred_element_type=jnp.float32)
 
 
-def _forward(x: Any, w: Any, a: Any, b: Any, gamma: Any, scale: float, one: bool) -> Any:
-    return hadamard_matmul(x, w, a, b, gamma, scale, one), (x, w, a, b, gamma)
+def _forward(x: Any, w: Any, a: Any, b: Any, gamma: Any, *how: Any) -> Any:
+    return _matmul(x, w, a, b, gamma, *how), (x, w, a, b, gamma)
 
 
-def _backward(scale: float, one: bool, saved: Any, dy: Array) -> Any:
+def _backward(scale: float, one: bool, precision: str | None, saved: Any, dy: Array) -> Any:
+    with jax.default_matmul_precision(precision):
+        return _gradients(scale, one, saved, dy)
+
+
+def _gradients(scale: float, one: bool, saved: Any, dy: Array) -> Any:
     x, w, a, b, gamma = saved
     shape = x.shape
     # The cotangent takes the base's dtype: one kind of matmul for the whole layer.
@@ -75,7 +89,7 @@ def _backward(scale: float, one: bool, saved: Any, dy: Array) -> Any:
     return dx.reshape(shape), dw.astype(w.dtype), da, db, dgamma
 
 
-hadamard_matmul.defvjp(_forward, _backward)
+_matmul.defvjp(_forward, _backward)
 
 
 def hadamard_apply(

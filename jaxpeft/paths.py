@@ -14,10 +14,11 @@ from jaxpeft.near import nearest
 
 LAYER_PARENTS = ('h', 'layers', 'blocks')
 SAME_MODULE = (('o_proj', 'out_proj'),)  # one output projection, two families' names for it
-NO_SUBSET = (
-    'a subset of layers needs an unrolled model (models.load(..., scan=False), --no_scan): under a '
-    'layer scan all layers share one adapter stack'
+UNROLLED = (
+    'needs an unrolled model (models.load(..., scan=False), --no_scan): under a layer scan all '
+    'layers share one adapter stack'
 )
+NO_SUBSET = f'a subset of layers {UNROLLED}'
 LEAF = r'(?:/\d+)?(?:/kernel|/embedding)?'  # what may follow a module's name
 HEADS = ('lm_head', 'score', 'embed_out')  # PEFT's meaning of all-linear leaves the head out
 
@@ -42,6 +43,23 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = value
     return tree
+
+
+def replaced(tree: Mapping[str, Any], new: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+    """A copy of the nested mappings, not of their leaves, with other leaves at some paths.
+
+    A leaf in a Flax box is replaced inside it.
+    """
+    copy = {}
+    for name, value in tree.items():
+        path = prefix + name
+        if isinstance(value, Mapping):
+            copy[name] = replaced(value, new, path + '/')
+        elif path in new and hasattr(value, 'replace_boxed'):
+            copy[name] = value.replace_boxed(new[path])
+        else:
+            copy[name] = new.get(path, value)
+    return copy
 
 
 def get(tree: Mapping[str, Any], path: str) -> Any:

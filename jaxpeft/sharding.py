@@ -45,7 +45,8 @@ def shardings(plan: tree.Plan, state_shape: base.State, base_shardings: base.Tre
       ('fsdp', None)
     """
     known = dict(paths.flatten(base_shardings))
-    probes = {pattern: _probe(rule) for pattern, rule in plan.items()}
+    kernels = [p for p, rule in plan.items() if not isinstance(rule, base.Override)]
+    probes = {pattern: _probe(plan[pattern]) for pattern in kernels}
 
     def place(part: str) -> base.Tree:
         placed = {}
@@ -54,7 +55,7 @@ def shardings(plan: tree.Plan, state_shape: base.State, base_shardings: base.Tre
             if site.endswith(f'/{tree.OVERRIDE}') or site.startswith(tree.SHARED):
                 placed[path] = NamedSharding(_any_mesh(known), PartitionSpec())
                 continue
-            pattern = next(p for p in plan if re.fullmatch(p, site))
+            pattern = next(p for p in kernels if re.fullmatch(p, site))
             probe = probes[pattern]
             if probe is None:  # a leaf of the base as it is
                 placed[path] = _kernel(site, known)
@@ -70,7 +71,7 @@ def shardings(plan: tree.Plan, state_shape: base.State, base_shardings: base.Tre
 def _probe(rule: Any) -> base.State | None:
     """The shapes of a method's leaves on a kernel whose sides can be told apart."""
     method = rule.method if isinstance(rule, views.Viewed) else rule
-    if isinstance(method, base.Override) or method.apply is None:
+    if method.apply is None:
         return None
     kernel = jax.ShapeDtypeStruct((IN_PROBE, OUT_PROBE), jnp.float32)
     return jax.eval_shape(method.init, jax.random.key(0), kernel)

@@ -58,7 +58,7 @@ def sites(plan: Plan, params: base.Tree) -> list[Site]:
         if pattern.startswith(SHARED):
             found[pattern, True] = Site(pattern, number, _as_override(pattern, method), None)
             continue
-        candidates = _with_child(inner, pattern) if is_module else list(leaves)
+        candidates = with_child(inner, pattern) if is_module else list(leaves)
         hits = [p for p in candidates if re.fullmatch(pattern, p) and (p, is_module) not in found]
         if not hits:
             raise ValueError(_nothing(pattern, candidates, {p for p, m in found if m == is_module}))
@@ -80,7 +80,7 @@ def _as_override(pattern: str, method: Any) -> base.Override:
     return method
 
 
-def _with_child(inner: list[str], pattern: str) -> list[str]:
+def with_child(inner: list[str], pattern: str) -> list[str]:
     """The module paths; where the rule matches none, also below each the child that it names.
 
     That is how a module without parameters is found: it has no path of its own in the tree.
@@ -114,8 +114,17 @@ def leaves_of(tree: base.Tree, site: Site) -> dict[str, Any]:
 
 
 def site_state(state: base.State, site: Site) -> base.State:
-    """The state of one site, floats in float32 whatever dtype they are kept in."""
+    """The state of one site, floats in float32 whatever dtype they are kept in.
+
+    Raises:
+      ValueError: for a kernel of which the state has nothing.
+    """
     one = base.State(leaves_of(state.params, site), leaves_of(state.consts, site))
+    if site.view is not None and not (one.params or one.consts):
+        raise ValueError(
+            f'the state holds nothing for {site.path}: it belongs to another plan, or to the base '
+            'in its other layout (scanned or unrolled)'
+        )
     return jax.tree.map(_as_float32, one)
 
 
@@ -225,6 +234,37 @@ def init(plan: Plan, key: base.Array, params: base.Tree) -> base.State:
     return base.State(paths.nest(trained), paths.nest(consts))
 
 
+def check(plan: Plan, state: base.State, params: base.Tree, where: str = '') -> None:
+    """Holds a state against what `init` would make: the same leaves, of the same shapes.
+
+    Args:
+      plan: the plan.
+      state: the adapter, in any dtype.
+      params: the base's parameters, or their shapes.
+      where: what the message begins with.
+
+    Raises:
+      ValueError: listing what is missing, left over and misshaped.
+    """
+    made = jax.eval_shape(partial(init, plan), jax.random.key(0), params)
+    want, have = (
+        {path: leaf.shape for part in one for path, leaf in paths.flatten(part)}
+        for one in (made, state)
+    )
+    both = want.keys() & have.keys()
+    wrong = {
+        'missing': sorted(want.keys() - both),
+        'left over': sorted(have.keys() - both),
+        'misshaped': [f'{p} {have[p]} for {want[p]}' for p in sorted(both) if have[p] != want[p]],
+    }
+    told = [f'{what} ({len(of)}): {", ".join(of[:4])}' for what, of in wrong.items() if of]
+    if told:
+        raise ValueError(
+            f'{where}the adapter is not that of this plan on this base (scanned and unrolled '
+            f'layouts differ): {"; ".join(told)}'
+        )
+
+
 def _ranks_of(site: Site, stack: tuple[int, ...]) -> np.ndarray:
     """The ranks of a site's layers, in the shape of its stack."""
     ranks.check(site.method.spec, site.ranks, site.path)
@@ -254,7 +294,7 @@ def merge(plan: Plan, state: base.State, params: base.Tree, dtype: Any = None) -
       ValueError: for a method that depends on its input, or an override: they have no weight.
     """
     leaves = dict(paths.flatten(params))
-    merged = dict(_boxed_leaves(params))
+    merged = {}
     for site in sites(plan, params):
         if site.view is None or site.method.weight is None:
             raise ValueError(
@@ -267,16 +307,7 @@ def merge(plan: Plan, state: base.State, params: base.Tree, dtype: Any = None) -
             site.method.weight, stack_of(site, kernel.shape), site_state(state, site), w
         )
         merged[site.path] = new.reshape(kernel.shape).astype(dtype or jnp.float32)
-    return paths.nest(merged)
-
-
-def _boxed_leaves(tree: Mapping[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
-    """As `paths.flatten`, but Flax's boxes stay as they are."""
-    found = []
-    for name, value in tree.items():
-        inner = isinstance(value, Mapping)
-        found += _boxed_leaves(value, f'{prefix}{name}/') if inner else [(prefix + name, value)]
-    return found
+    return paths.replaced(params, merged)
 
 
 def penalty(plan: Plan, state: base.State, params: base.Tree) -> base.Array:

@@ -94,6 +94,10 @@ def layerwise(rule: base.Method | Viewed, ranks: Sequence[int]) -> Viewed:
     Returns:
       What stands in a plan in the method's place; `init` holds it against the model's layers.
 
+    Raises:
+      ValueError: without ranks.
+      TypeError: for an Override, which has none.
+
     Example:
       >>> import jaxpeft as jp
       >>> rule = jp.layerwise(jp.methods.lora(rank=8), [8, 6, 4])
@@ -101,6 +105,10 @@ def layerwise(rule: base.Method | Viewed, ranks: Sequence[int]) -> Viewed:
       (8, 6, 4)
     """
     viewed = rule if isinstance(rule, Viewed) else Viewed(rule, None, None)
+    if isinstance(viewed.method, base.Override):
+        raise TypeError(f'{viewed.method.spec["name"]} is an Override: it has no rank for a layer')
+    if not len(ranks):
+        raise ValueError('layerwise takes a rank for each layer, got none')
     return viewed._replace(ranks=tuple(ranks))
 
 

@@ -30,7 +30,8 @@ def export_peft(
 
     The tensors are float32 in torch's layout: `lora_A.weight = a.T [r, in]`, `lora_B.weight = b.T
     [out, r]`. Methods: lora, dora, kasa, hira, ia3 (see `jaxpeft.peft.forms`). Rules may differ in
-    rank and alpha (rank_pattern, alpha_pattern), not in the method. A LoRA that started from the
+    rank and alpha (rank_pattern, alpha_pattern), not in the method; HiRA's, which PEFT builds with
+    one rank, are filled up with zeros to the largest. A LoRA that started from the
     base's own singular or QR vectors (pissa, olora) is written as the plain LoRA of twice the rank
     that it is over the ORIGINAL base: `[A, A0] [B; -B0]`.
 
@@ -42,8 +43,8 @@ def export_peft(
       base_name: hub name or folder of the base, for `base_model_name_or_path`.
 
     Raises:
-      ValueError: for a method without a PEFT form, or several of them in one plan; a tied embedding
-        as a target; a base of another family.
+      ValueError: for a plan without rules; for a method without a PEFT form, or several of them in
+        one plan; a tied embedding as a target; a base of another family.
 
     Example:
       >>> import jax, jaxpeft as jp, tempfile
@@ -57,6 +58,7 @@ def export_peft(
     modules = names.of_base(params)
     found = tree.sites(plan, params)
     form, common = _one_form(found)
+    most = max(int(site.method.spec.get('rank', 0)) for site in found)
     tensors: dict[str, np.ndarray] = {}
     places = []
     for site in found:
@@ -64,10 +66,11 @@ def export_peft(
             module = _module(name, site, modules)
             rank = int(leaves.pop('rank', site.method.spec.get('rank', 0)))
             place = Place(module, rank, 0.0, _kind(module, site, form, modules))
-            cut = {leaf: _cut(leaf, value, rank) for leaf, value in leaves.items()}
+            full = most if form.one_rank else rank
+            cut = {leaf: _with_rank(leaf, value, rank, full) for leaf, value in leaves.items()}
             plain, factor = form.plain(site.method.spec, cut)
             alpha = forms.alpha_of(site.method.spec, rank, factor) if form.alpha else 0
-            places.append(place._replace(rank=rank * factor, alpha=alpha))
+            places.append(place._replace(rank=full * factor, alpha=alpha))
             for leaf, entry in form.leaves[place.kind].items():
                 tensors[f'{names.PREFIX}{name}.{entry.key}'] = entry.to_torch(plain[leaf])
     config = fields.BY_TYPE[form.peft_type] | common | _said(form, places, modules)
@@ -77,6 +80,8 @@ def export_peft(
 
 def _one_form(found: list[tree.Site]) -> tuple[Form, dict[str, Any]]:
     """The form of all sites and the fields that it has once for all of them."""
+    if not found:
+        raise ValueError('the plan has no rules: there is no adapter to export')
     said = [(forms.of_spec(s.method.spec, s.path), s) for s in found]
     form, first = said[0]
     common = form.fields(first.method.spec)  # type: ignore[misc]  # of_spec's forms can write
@@ -125,7 +130,7 @@ def _kind(
     elif site.method.spec.get('feedforward'):
         kind = 'input'
     if kind not in form.leaves:
-        raise ValueError(f'{site.path}: PEFT has no form for {form.method} on an embedding')
+        raise ValueError(f'{site.path}: jaxpeft has no {form.method} on an embedding')
     if module.name in names.TIED and names.HEAD not in modules:
         raise ValueError(
             f'{site.path} is tied: here the head is adapted with it, in PEFT the lookup alone '
@@ -134,11 +139,14 @@ def _kind(
     return kind
 
 
-def _cut(leaf: str, value: np.ndarray, rank: int) -> np.ndarray:
-    """A leaf without the columns or rows beyond its layer's rank."""
+def _with_rank(leaf: str, value: np.ndarray, rank: int, full: int) -> np.ndarray:
+    """A leaf without what is beyond its layer's rank, filled up with zeros to `full`."""
     if leaf not in RANK_AXES:
         return value
-    return value[..., :rank] if RANK_AXES[leaf] == -1 else value[..., :rank, :]
+    own = np.take(value, range(rank), RANK_AXES[leaf])
+    added = [(0, 0)] * value.ndim
+    added[RANK_AXES[leaf]] = (0, full - rank)
+    return np.pad(own, added)
 
 
 def _said(form: Form, places: list[Place], modules: Mapping[str, names.Module]) -> dict[str, Any]:

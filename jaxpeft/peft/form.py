@@ -76,6 +76,9 @@ class Form(NamedTuple):
       plain: (spec, leaves of one layer) -> (leaves, factor of the rank): what PEFT can hold.
       alpha: whether the form has `lora_alpha`.
       rank_field: the config's rank.
+      one_rank: PEFT builds each module with the config's rank, whatever rank_pattern says. Smaller
+        ones are filled up with zeros, which a method without a scale does not see; a rank is what
+        the tensor has.
       notes: what a reader of this form must be told; import warns with it.
     """
 
@@ -91,4 +94,5 @@ class Form(NamedTuple):
     plain: Callable[[Config, Leaves], tuple[Leaves, int]] = lambda spec, leaves: (leaves, 1)
     alpha: bool = False
     rank_field: str | None = 'r'
+    one_rank: bool = False
     notes: str = ''

@@ -118,6 +118,7 @@ HIRA = Form(
     options=_hira_options,
     reads=('hira_dropout', 'init_weights'),
     fields=lambda spec: {'hira_dropout': spec['dropout']},
+    one_rank=True,
 )
 
 

@@ -63,7 +63,7 @@ def import_peft(
     _raise(folder, config, {'missing config fields': _lacking(config, form)})
     reference = form.rank_field == 'r_ab'
     wanted = fields.chosen(config, modules, dot='' if reference else '.')
-    places = [_place(config, form, modules[name]) for name in wanted if name in modules]
+    places = [_place(config, form, modules[name], tensors) for name in wanted if name in modules]
     known = fields.BY_TYPE['KNOWHIRA' if reference else form.peft_type]
     problems = {
         'unsupported config fields': fields.unread(config, known, form.reads),
@@ -99,15 +99,24 @@ def _lacking(config: Mapping[str, Any], form: Form) -> list[str]:
     return bad + ([] if config.get('target_modules') else ['target_modules'])
 
 
-def _place(config: Mapping[str, Any], form: Form, module: names.Module) -> Place:
-    """A module with the rank and alpha that the config gives it."""
+def _place(
+    config: Mapping[str, Any],
+    form: Form,
+    module: names.Module,
+    tensors: Mapping[str, np.ndarray],
+) -> Place:
+    """A module with the rank and alpha that the config, or the tensor, gives it."""
     kind = 'table' if module.table else 'input' if fields.feeds(config, module.name) else 'linear'
     rank, alpha = 0, 0.0
     if form.rank_field is not None:
         rank = fields.by_pattern(config.get('rank_pattern'), module.name, config[form.rank_field])
     if form.alpha:
         alpha = fields.by_pattern(config.get('alpha_pattern'), module.name, config['lora_alpha'])
-    return Place(module, rank, alpha, kind)
+    place = Place(module, rank, alpha, kind)
+    if form.one_rank and kind in form.leaves:
+        key = _key(place, form.leaves[kind]['a'])
+        place = place._replace(rank=tensors[key].shape[0] if key in tensors else rank)
+    return place
 
 
 def _bad_targets(
@@ -121,7 +130,7 @@ def _bad_targets(
     if not wanted:
         return [f'target_modules={config["target_modules"]!r} is no layer of this base']
     bad = [
-        f'{p.module.name} (PEFT has no {form.method} on an embedding)'
+        f'{p.module.name} (jaxpeft has no {form.method} on an embedding)'
         for p in places
         if p.kind not in form.leaves
     ]
