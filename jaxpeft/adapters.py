@@ -49,7 +49,8 @@ def save_adapter(
 
     Raises:
       ValueError: for a state that is not the plan's on this base: leaves missing, left over or of
-        another shape.
+        another shape; for the current folder.
+      FileExistsError: where the path is a file.
       TypeError: for a method's option that JSON cannot hold.
     """
     import safetensors.numpy
@@ -73,7 +74,7 @@ def save_adapter(
         'sites': entries,
     }
     written = json.dumps(described, indent=1, default=_plain) + '\n'
-    target = pathlib.Path(path)
+    target = _target(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     fresh = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f'.{target.name}.'))
     try:
@@ -84,6 +85,18 @@ def save_adapter(
         _swap(fresh, target)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)  # of a save that failed; else it has moved
+
+
+def _target(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder to write, which is moved into its place as a whole."""
+    target = pathlib.Path(path).resolve()
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(f'{path} is a file: an adapter is a folder')
+    if pathlib.Path.cwd().is_relative_to(target):
+        raise ValueError(
+            f'{path} is the current folder or holds it: give the adapter one of its own'
+        )
+    return target
 
 
 def _plain(value: Any) -> Any:

@@ -206,3 +206,36 @@ class _Held(nn.Module):
                 block, variable_axes={'params': 0}, split_rngs={'params': True}, length=2
             )
         return block(name='held')(x, None)[0]
+
+
+@pytest.mark.parametrize('axis', [(-2, -1), (-1, -2), (2, 1)])
+def test_the_axes_of_a_dense_general_may_come_in_any_order(axis, key):
+    model, x = nn.DenseGeneral(5, axis=axis), jax.random.normal(key, (2, 3, 4))
+    params = model.init(key, x)['params']
+    plan = {'kernel': jp.on(jp.methods.lora(rank=2), '(h d) o')}
+    state = toys.moved(jp.init(plan, key, params), key)
+    merged = model.apply({'params': jp.merge(plan, state, params)}, x)
+    assert toys.worst(jp.bind(plan, model.apply)(state, {'params': params}, x), merged) <= 1e-5
+
+
+@pytest.mark.parametrize('name', ['lora', 'hira', 'knowhira', 'dora'])
+def test_the_layers_precision_holds_in_the_backward_pass_too(name, key):
+    model, x = nn.Dense(4, precision='highest'), jnp.ones((64, 4))
+    params = model.init(key, x)['params']
+    plan = {'kernel': getattr(jp.methods, name)(rank=2)}
+    state, forward = jp.init(plan, key, params), jp.bind(plan, model.apply)
+    loss = lambda trained: forward(state._replace(params=trained), {'params': params}, x).sum()
+    products = str(jax.make_jaxpr(jax.grad(loss))(state.params)).split('dot_general[')[1:]
+    assert len(products) >= 6
+    assert all('Precision.HIGHEST' in one.split('\n ] ')[0][:300] for one in products)
+
+
+def test_an_apply_that_was_jitted_before_is_an_error_that_says_so(key):
+    model, x = nn.Dense(4), jnp.ones((2, 3))
+    params = model.init(key, x)['params']
+    plan = {'kernel': jp.methods.lora(rank=2)}
+    state, jitted = jp.init(plan, key, params), jax.jit(model.apply)
+    forward = jp.bind(plan, jitted)
+    forward(state, {'params': params}, x)
+    with pytest.raises(ValueError, match='jit what bind returns'):
+        forward(state, {'params': params}, x)

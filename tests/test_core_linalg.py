@@ -62,3 +62,31 @@ def test_gram_gap_and_its_written_gradient(axis, key):
     np.testing.assert_allclose(got if axis == 0 else got.T, want, rtol=1e-4, atol=1e-4)
     q = jnp.linalg.qr(long)[0]
     assert float(linalg.gram_gap(q if axis == 0 else q.T, axis)) < 1e-10
+
+
+@pytest.mark.parametrize(('small', 'k'), [(24, 8), (40, 35), (75, 8), (300, 100)])
+def test_randomized_is_exact_where_its_space_would_fill_the_kernel(small, k):
+    w = np.random.default_rng(3).standard_normal((small + 8, small)).astype(np.float32)
+    want = np.linalg.svd(w, compute_uv=False)[:k]
+    np.testing.assert_allclose(
+        linalg.top_singular_values(w, k, method='randomized'), want, rtol=1e-4
+    )
+    u, s, vt = linalg.top_singular_triplets(jnp.asarray(w), k, method='randomized')
+    np.testing.assert_allclose(s, want, rtol=1e-4)
+    assert (u.shape, vt.shape) == ((small + 8, k), (k, small))
+
+
+def test_many_randomized_values_need_no_deeper_space():
+    w = np.random.default_rng(4).standard_normal((800, 720)).astype(np.float32)
+    want = np.linalg.svd(w, compute_uv=False)[:96]
+    np.testing.assert_allclose(
+        linalg.top_singular_values(w, 96, method='randomized'), want, rtol=1e-3
+    )
+
+
+@pytest.mark.parametrize('size', [1.0, 1e-7, 1e-12])
+def test_column_norms_of_small_columns_are_their_own(size, key):
+    w = size * jax.random.normal(key, (6, 4))
+    norm = jnp.linalg.norm(w, axis=0)
+    a, b = jax.random.normal(key, (6, 2)), jnp.zeros((2, 4))
+    np.testing.assert_allclose(linalg.column_norm(w, a, b, norm), norm, rtol=1e-5)

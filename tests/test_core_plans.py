@@ -314,3 +314,10 @@ def test_scaled_layers_go_by_either_familys_names(tiny):
     every = jp.compose(model, params, 'ia3', targets='all-linear', exclude='mlp/c_fc')
     names = {pattern.rsplit('/', 1)[-1] for pattern in every}
     assert names == {'q_proj', 'k_proj', 'v_proj', 'out_proj', 'c_fc', 'c_proj'} - {'c_fc'}
+
+
+def test_layerwise_takes_ranks_and_a_method_that_has_them():
+    with pytest.raises(ValueError, match='a rank for each layer, got none'):
+        jp.layerwise(jp.methods.lora(rank=4), [])
+    with pytest.raises(TypeError, match='sparse_mlp is an Override'):
+        jp.layerwise(jp.methods.sparse_mlp(dim=8), [1, 2])

@@ -77,3 +77,13 @@ def test_an_unplaced_kernel_is_an_error(key):
     shapes = jax.eval_shape(functools.partial(jp.init, plan), key, params)
     with pytest.raises(ValueError, match='w is adapted but its base sharding is'):
         jp.shardings(plan, shapes, {'w': jax.devices()[0]})
+
+
+def test_an_override_on_the_same_module_says_nothing_of_the_kernel(mesh, key):
+    params = {'k_proj': {'kernel': jax.random.normal(key, (4, 6))}}
+    placed = {'k_proj': {'kernel': NamedSharding(mesh, PartitionSpec(None, 'tensor'))}}
+    plan = {'k_proj.*': jp.methods.ia3(dim=6), 'k_proj/kernel': jp.methods.lora(rank=2)}
+    shapes = jax.eval_shape(functools.partial(jp.init, plan), key, params)
+    leaves = jp.shardings(plan, shapes, placed).params['k_proj']['kernel']
+    assert leaves['a'].spec == PartitionSpec(None, None)
+    assert leaves['b'].spec == PartitionSpec(None, 'tensor')

@@ -243,3 +243,13 @@ def test_bare_layers_in_a_numbered_list_go_by_the_lists_name():
         plan = {jp.targets(params, names): jp.methods.lora(rank=1)}
         state = jp.init(plan, jax.random.key(0), params)
         assert set(state.params['blocks']) == {'0', '1'}
+
+
+def test_merge_keeps_boxes_empty_mappings_and_the_base_s_structure(key):
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), ('fsdp', None))
+    params = nn.Dense(4, kernel_init=init).init(key, jnp.ones((2, 3)))['params']
+    params = {'layer': params, 'nothing': {}}
+    plan = {'layer/kernel': LORA}
+    merged = jp.merge(plan, toys.moved(jp.init(plan, key, params), key), params)
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    assert merged['layer']['kernel'].names == ('fsdp', None)

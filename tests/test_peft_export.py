@@ -26,6 +26,7 @@ METHODS = {
     'hira': jp.methods.hira(rank=4),
     'kasa': jp.methods.kasa(rank=4, alpha=6, beta=1e-3),
     'lora-layerwise': jp.methods.lora(rank=4, alpha=6, rslora=True),
+    'hira-layerwise': jp.methods.hira(rank=4),
 }
 
 
@@ -49,7 +50,7 @@ def plan_of(base, name, scan):
     if name == 'ia3':
         return ia3_plan(base, scan)
     method = METHODS[name]
-    if name == 'lora-layerwise':
+    if name.endswith('-layerwise'):
         ranks = [4, 2, 3, 1][: base.loaded[scan][0].config.num_layers]
         method = jp.layerwise(method, ranks)
     return base.plan(method, scan)
@@ -58,7 +59,7 @@ def plan_of(base, name, scan):
 CASES = [
     *(('gpt_neo', n, True) for n in ('lora', 'dora-pissa', 'kasa', 'ia3', 'lora-layerwise')),
     *(('gpt_neo', n, False) for n in ('rslora', 'hira')),
-    *(('qwen2', n, True) for n in ('rslora', 'olora-rslora', 'hira')),
+    *(('qwen2', n, True) for n in ('rslora', 'olora-rslora', 'hira', 'hira-layerwise')),
     *(('qwen2', n, False) for n in ('lora', 'dora', 'pissa', 'kasa', 'ia3')),
 ]
 

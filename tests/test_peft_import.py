@@ -58,6 +58,13 @@ CASES = {
     'dora-pissa': ('gpt_neo', False, lambda: lora(use_dora=True, init_lora_weights='pissa')),
     'kasa': ('qwen2', True, kasa),
     'hira': ('gpt_neo', False, lambda: peft.HiraConfig(r=4, target_modules=['k_proj', 'c_fc'])),
+    'hira ranks': (
+        'qwen2',
+        True,
+        lambda: peft.HiraConfig(
+            r=4, target_modules=['k_proj', 'up_proj'], rank_pattern={'k_proj': 2}
+        ),
+    ),
     'ia3': (
         'qwen2',
         True,

@@ -4,6 +4,8 @@ import gzip
 import json
 import pathlib
 import re
+import runpy
+import sys
 
 import pytest
 
@@ -154,3 +156,13 @@ def test_run_is_short_and_the_only_one_to_import_eval():
     for path in folder.rglob('*.py'):
         imports = re.search(r'^\s*(from|import) eval\b', path.read_text(), re.MULTILINE)
         assert not imports or path.name == 'run.py', path
+
+
+@pytest.mark.parametrize('command', ['eval.perplexity', 'eval.retrieval --depths x'])
+def test_an_error_in_the_programs_own_file_is_a_message_as_well(command, monkeypatch, capsys):
+    """Under `python -m` that file is called __main__."""
+    monkeypatch.setattr(sys, 'argv', command.split())
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(command.split()[0], run_name='__main__', alter_sys=True)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith('error: ')

@@ -20,7 +20,10 @@ def is_message(error: BaseException) -> bool:
         trace = trace.tb_next
     if trace is None or not isinstance(error, MESSAGES):
         return False
-    return trace.tb_frame.f_globals.get('__name__', '').split('.')[0] in PACKAGES
+    module = trace.tb_frame.f_globals
+    spec = module.get('__spec__')  # of a program under `python -m` the name is '__main__'
+    name = spec.name if spec else module.get('__name__', '')
+    return name.split('.')[0] in PACKAGES
 
 
 def guard(program: Callable[[list[str]], Any], argv: Sequence[str] | None) -> int:
