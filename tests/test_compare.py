@@ -190,6 +190,9 @@ def test_the_sampling_error_is_that_of_the_mean_of_tasks():
     tasks = {'a': {'accuracy': 0.5, 'n': 100}, 'b': {'accuracy': 0.8, 'n': 50}}
     want = 100 * 1.959964 * (0.25 / 100 + 0.16 / 50) ** 0.5 / 2
     assert figures.sampling_error([{'after': {'loglik': {'tasks': tasks}}}]) == pytest.approx(want)
+    sure = {name: {**one, 'accuracy': 0.99} for name, one in tasks.items()}
+    whole = [{'after': {'loglik': {'tasks': each}}} for each in (sure, tasks, sure)]
+    assert figures.sampling_error(whole) == pytest.approx(want)  # the largest of all runs
     assert figures.sampling_error([{'after': {}}]) is None
 
 
@@ -558,3 +561,32 @@ def test_the_table_marks_what_is_missing():
     lost = line('hira', [50.0, 51.0])._replace(diverged=1)
     assert 'Not finished' not in table.render([lost], {}, '', [])
     assert '| `lora` | - | - | 0.001 | 1 | 50.0 | - | - |' in page
+
+
+@pytest.mark.parametrize('seeds', [1, 2])  # alone, and together as one program
+def test_a_run_whose_evaluation_is_no_number_is_one_that_diverged(
+    seeds, tiny, tmp_path, here, monkeypatch
+):
+    measured = worker._texts
+
+    def broken(job, *others):
+        if job.kind == 'run':
+            raise FloatingPointError('the perplexity is not finite')
+        return measured(job, *others)
+
+    monkeypatch.setattr(worker, '_texts', broken)
+    more = ('--methods', 'none', 'lora', f'--seeds={seeds}', '--lrs=1e-2')
+    with train_tiny.compiled_once():
+        assert program.main(flags(tiny, tmp_path, *more)) == 0
+    for seed in range(seeds):
+        found = json.loads((tmp_path / 'runs' / f'lora-seed{seed}.json').read_text())
+        assert found['diverged'] == 'the perplexity is not finite'
+    assert f'0 ({seeds} diverged)' in (tmp_path / 'compare.md').read_text()
+
+
+def test_a_narrow_terminal_keeps_every_column(monkeypatch, capsys):
+    monkeypatch.setenv('COLUMNS', '40')
+    table.show([line('lora', [50.0, 51.0]), line('hira', [52.0, 53.0])])
+    printed = capsys.readouterr().out
+    for name in ('lora', 'hira', 'accuracy %', 'against lora', '50.5'):
+        assert name in printed

@@ -193,16 +193,14 @@ def against(one: Line, other: Line, axis: str) -> tuple[float, tuple[float, floa
 
 
 def sampling_error(runs: Sequence[Mapping[str, Any]]) -> float | None:
-    """Half of the 95 % interval that the number of questions leaves to one run's mean, in points.
+    """Half of the 95 % interval that the number of questions leaves to a run's mean, in points.
 
-    1.96 sqrt(sum over tasks of p (1 - p) / n) / tasks
+    1.96 sqrt(sum over tasks of p (1 - p) / n) / tasks, of the run where it is largest
     """
-    name = decoding(runs[0]) if runs else None
-    if name is None:
-        return None
-    tasks = runs[0]['after'][name]['tasks'].values()
-    spread = sum(t['accuracy'] * (1 - t['accuracy']) / t['n'] for t in tasks)
-    return 100 * stats.Z95 * math.sqrt(spread) / len(tasks)
+    found = [run['after'][name]['tasks'].values() for run in runs if (name := decoding(run))]
+    spread = lambda tasks: sum(t['accuracy'] * (1 - t['accuracy']) / t['n'] for t in tasks)
+    errors = [100 * stats.Z95 * math.sqrt(spread(tasks)) / len(tasks) for tasks in found]
+    return max(errors, default=None)
 
 
 def front(points: Sequence[tuple[float, float]], better: tuple[int, int]) -> list[int]:

@@ -1,5 +1,6 @@
 """The comparison as Markdown: quality, cost, tasks, learning rates."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -75,14 +76,15 @@ def _about(lines: Sequence[Line], matched: str) -> list[str]:
     parts = [matched] if matched else []
     if said:
         parts.append(f'Not finished: {", ".join(said)} seeds.')
-    error = figures.sampling_error([run for one in lines for run in one.runs][:1])
+    whole = [run for one in lines for run in one.runs]
+    error = figures.sampling_error(whole)
     if error is not None:
         parts.append(
             "In brackets Student's 95 % interval of the mean over seeds; a single seed has none. "
-            f'It leaves out what the number of questions does: about {error:.1f} points either '
-            'way for one mean, less for a difference on the same questions.'
+            f'It leaves out what the number of questions does: up to {error:.1f} points either '
+            f'way for one run, up to {math.sqrt(2) * error:.1f} for the difference of two that err '
+            'independently.'
         )
-    whole = [run for one in lines for run in one.runs]
     if any('forgetting' in one.values for one in lines):
         parts.append(
             f'`other text` is the perplexity of {_text(whole, "forget")} after '
@@ -124,8 +126,7 @@ def show(lines: Sequence[Line]) -> None:
         table.add_column(name, justify=justify, overflow='fold', no_wrap=whole, min_width=least)
     for row in rows:
         table.add_row(*(cell.replace('`', '') for cell in row))
-    console = Console()
-    console.print(table, width=min(console.width, WIDTH))
+    Console(width=WIDTH).print(table)  # a narrower terminal folds lines; rich would drop columns
 
 
 def _rows(lines: Sequence[Line]) -> tuple[list[str], list[list[str]]]:

@@ -160,13 +160,13 @@ def _run(job: Job, stop: Stop) -> None:
         print(jp.summary(built.plan, built.state, built.params))
         try:
             outcome = loop.train(config, built, fed, place.folder, stop)
-        except FloatingPointError as error:
-            return _write(job, {'diverged': str(error)})
-        _check_finished(outcome.finished)
-        peak = cost.kept(place.folder / 'peak.json')
-        built = built._replace(state=outcome.state)
-        own = {'process_bytes': peak, **_speed(outcome.ledger)}
-        _finish(job, built, place.folder, outcome, fed.held_text, own)
+            _check_finished(outcome.finished)
+            peak = cost.kept(place.folder / 'peak.json')
+            built = built._replace(state=outcome.state)
+            own = {'process_bytes': peak, **_speed(outcome.ledger)}
+            _finish(job, built, place.folder, outcome, fed.held_text, own)
+        except FloatingPointError as error:  # in training, or of what it ended with
+            _write(job, {'diverged': str(error)})
 
 
 def _check_finished(finished: bool) -> None:
@@ -254,7 +254,10 @@ def _together(jobs: Sequence[Job], stop: Stop, threads: int) -> None:
         elif job.kind == 'sweep':
             _write(job, {'val_loss': run.ledger.best_loss, **_speed(run.ledger)})
         else:
-            _finish_member(job, built, run, len(jobs))
+            try:
+                _finish_member(job, built, run, len(jobs))
+            except FloatingPointError as error:
+                _write(job, {'diverged': str(error)})
 
 
 def _folder(jobs: Sequence[Job]) -> pathlib.Path:
