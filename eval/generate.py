@@ -41,9 +41,9 @@ class Args:
     ckpt: str = ''
     """Directory of a run of train.run."""
     model_name: str = ''
-    """With --method none: a bare base model (hub id, folder, or embedded) instead of a run."""
+    """A bare base model (hub id, folder, or embedded) instead of a run."""
     method: str = ''
-    """none: without the adapter."""
+    """none: the run's base without the adapter."""
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A prompt; give the flag once for each."""
     raw: bool = False

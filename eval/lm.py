@@ -260,7 +260,7 @@ class JaxPEFT(TemplateLM):
 
 def _load(ckpt: str, model_name: str, method: str | None, dtype: str) -> Subject:
     """lm_eval's argument strings turn 'none' into None, and names of digits into numbers."""
-    return subject.either(str(ckpt), str(model_name), 'none' if method is None else method, dtype)
+    return subject.load(str(ckpt), str(model_name), 'none' if method is None else method, dtype)
 
 
 def _check_batch(batch_size: int | str, largest: int | None) -> None:

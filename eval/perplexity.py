@@ -77,7 +77,7 @@ def _program(argv: list[str]) -> None:
         raise ValueError(f'give --text FILE, ending in one of {texts.SUFFIXES + texts.RECORDS}')
     documents = split_up(texts.load(args.text, args.skip_bad_rows), args.split)
     documents = documents[: args.limit or None]
-    model = subject.either(args.ckpt, args.model_name, args.method, args.dtype)
+    model = subject.load(args.ckpt, args.model_name, args.method, args.dtype)
     window = args.window or min(model.model.config.max_positions, DEFAULT_WINDOW)
     stride = args.stride or max(window // 2, 1)
     config = model.identity | {

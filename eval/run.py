@@ -29,10 +29,10 @@ class Args:
     ckpt: str = ''
     """Directory of a run of train.run."""
     model_name: str = ''
-    """With --method none: a bare base model (hub id, folder, or embedded) instead of a run. Beside
-    --ckpt: where the run's base lies now."""
+    """A bare base model (hub id, folder, or embedded) instead of a run. Beside --ckpt: where the
+    run's base lies now."""
     method: str = ''
-    """none: without the adapter."""
+    """none: the run's base without the adapter."""
     dataset: str = 'all'
     """Comma-separated benchmarks, or all: boolq, piqa, social_i_qa (siqa),
     hellaswag (hellas), winogrande (winog), ARC-Easy (arce), ARC-Challenge (arcc),

@@ -36,7 +36,7 @@ class Subject(NamedTuple):
 
 
 def load(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
-    """Reads `--ckpt RUN` (with `--method none` its base), or `--model_name X --method none`.
+    """Reads `--ckpt RUN` (with `--method none` its base), or the bare base `--model_name X`.
 
     With both, it is the run's adapter on the base that now lies at `model_name`; the adapter's
     checksums say whether that is the same base.
@@ -47,26 +47,21 @@ def load(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
     """
     if not (ckpt or model_name):
         raise ValueError(
-            'give --ckpt RUN for a run of train.run, or --model_name NAME --method none for a bare '
-            'base model; neither came'
+            'give --ckpt RUN for a run of train.run, or --model_name NAME for a bare base model; '
+            'neither came'
         )
-    if method not in ('', 'none') or (not ckpt and method != 'none'):
+    if method not in ('', 'none'):
         raise ValueError(
             f'--method {method!r}: an adapter comes from its run (--ckpt RUN); the only method to '
             'ask for here is none, the bare base'
         )
-    bare = method == 'none'
+    bare = method == 'none' or not ckpt
     found = _run(ckpt, bare, model_name) if ckpt else _base(model_name, dtype)
     if found.tokenizer is None:
         raise ValueError(
             f'{found.identity["model_name"]} has no tokenizer files: questions are text'
         )
     return found
-
-
-def either(ckpt: str, model_name: str, method: str, dtype: str) -> Subject:
-    """As `load`, for programs in which `--model_name` alone can only mean a bare base."""
-    return load(ckpt, model_name, method if ckpt else 'none', dtype)
 
 
 def _run(ckpt: str, bare: bool, base: str = '') -> Subject:

@@ -299,7 +299,7 @@ def test_what_it_refuses(llama, tmp_path, monkeypatch, capsys):
     write_tasks(tmp_path)
     monkeypatch.setattr('sys.argv', ['x', *base, '--tasks=nowhere.yaml'])
     with pytest.raises(SystemExit, match='2'):
-        runpy.run_path(harness.__file__, run_name='__main__')
+        runpy.run_module('eval.harness', run_name='__main__', alter_sys=True)
     assert capsys.readouterr().err == 'error: no task file nowhere.yaml\n'
     assert harness.main([*base, f'--include_path={tmp_path}', '--tasks=tiny_choise']) == 2
     assert "no task 'tiny_choise'; nearest: tiny_choice" in capsys.readouterr().err

@@ -156,7 +156,7 @@ def test_fixed_decoding_warns(world, capsys):
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
-        ([], 'give --ckpt RUN for a run of train.run, or --model_name NAME --method none'),
+        ([], 'give --ckpt RUN for a run of train.run, or --model_name NAME for a bare base'),
         (['--model_name=model', '--method=hira'], "--method 'hira': an adapter comes from its run"),
         (['--ckpt=nowhere'], 'nowhere is no run directory'),
         (['--ckpt=run', '--dataset=bolq'], "no data set 'bolq'.*nearest: boolq"),

@@ -70,7 +70,7 @@ def _program(argv: list[str]) -> None:
     out = pathlib.Path(args.out) if args.out else None
     if out is not None and out.suffix != '.json':
         raise ValueError(f'--out must end in .json, got {args.out}; nearest: {out}.json')
-    model = subject.either(args.ckpt, args.model_name, args.method, args.dtype)
+    model = subject.load(args.ckpt, args.model_name, args.method, args.dtype)
     lengths = chosen_lengths(args.lengths, model.model.config.max_positions)
     hay = ' '.join(texts.load(args.haystack)) if args.haystack else ''
     config = model.identity | {
