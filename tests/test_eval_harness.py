@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import sys
 import types
 
 import jax
@@ -298,6 +299,7 @@ def test_what_it_refuses(llama, tmp_path, monkeypatch, capsys):
     )
     write_tasks(tmp_path)
     monkeypatch.setattr('sys.argv', ['x', *base, '--tasks=nowhere.yaml'])
+    monkeypatch.delitem(sys.modules, 'eval.harness')  # runpy warns of a module that is there
     with pytest.raises(SystemExit, match='2'):
         runpy.run_module('eval.harness', run_name='__main__', alter_sys=True)
     assert capsys.readouterr().err == 'error: no task file nowhere.yaml\n'

@@ -162,6 +162,8 @@ def test_run_is_short_and_the_only_one_to_import_eval():
 def test_an_error_in_the_programs_own_file_is_a_message_as_well(command, monkeypatch, capsys):
     """Under `python -m` that file is called __main__."""
     monkeypatch.setattr(sys, 'argv', command.split())
+    for name in (command.split()[0], f'{command.split()[0]}.__main__'):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # runpy warns of one that is there
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(command.split()[0], run_name='__main__', alter_sys=True)
     assert ended.value.code == 2
