@@ -75,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _program(argv: list[str]) -> None:
     args = cli.parse(Args, argv, 'python -m eval.run', DESCRIPTION)
+    if pathlib.PurePath(args.name).name != args.name:
+        raise ValueError(f"--name is a name in the run's eval/, without folders, got {args.name!r}")
     model = subject.load(args.ckpt, args.model_name, args.method, args.dtype)
     asked = rows.load(args.dataset, args.data_dir or model.data_dir, args.limit)
     config = configuration(args, model, asked)

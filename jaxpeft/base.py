@@ -5,6 +5,7 @@ Letters, used everywhere: `w [n, m]` the frozen kernel (in, out), `x [..., n]` i
 `gate [r]` gate logits. Adapter leaves and their arithmetic are float32 over a base of any dtype.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -99,19 +100,27 @@ def dropout(key: Array | None, x: Array, rate: float) -> Array:
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
-def check_options(name: str, w_shape: tuple[int, ...], rank: int) -> None:
+def check_options(name: str, w_shape: tuple[int, ...], rank: int, kept: int = 0) -> None:
     """Refuses a rank that a kernel of this shape cannot hold.
 
+    Args:
+      name: of the method.
+      w_shape: the kernel's.
+      rank: what was asked for.
+      kept: singular triplets that must stay beside those of the adapter.
+
     Raises:
-      ValueError: unless `1 <= rank <= min(w_shape)`.
+      ValueError: unless `1 <= rank <= min(w_shape) - kept`, in whole numbers.
     """
-    limit = min(w_shape)
-    if not isinstance(rank, int | np.integer):
-        raise ValueError(f'{name}: rank must be a whole number, got {rank!r}')
-    if not 1 <= rank <= limit:
+    limit, shape = min(w_shape) - kept, tuple(w_shape)
+    if limit < 1:
+        raise ValueError(f'{name}: a kernel of shape {shape} holds no rank; leave it out')
+    if not isinstance(rank, int | np.integer) or not 1 <= rank <= limit:
+        nearest = min(max(math.ceil(rank), 1), limit)
+        why = f', of which {kept} singular triplet stays' if kept else ''
         raise ValueError(
-            f'{name}: rank must be in [1, {limit}] for a kernel of shape {tuple(w_shape)}, '
-            f'got rank={rank}; the nearest valid choice is {min(max(rank, 1), limit)}'
+            f'{name}: rank must be a whole number in [1, {limit}] for a kernel of shape '
+            f'{shape}{why}, got rank={rank}; the nearest valid choice is {nearest}'
         )
 
 

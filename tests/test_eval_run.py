@@ -158,6 +158,7 @@ def test_fixed_decoding_warns(world, capsys):
     [
         ([], 'give --ckpt RUN for a run of train.run, or --model_name NAME for a bare base'),
         (['--model_name=model', '--method=hira'], "--method 'hira': an adapter comes from its run"),
+        (['--ckpt=run', '--name=../x'], "--name is a name in the run's eval/.*'../x'"),
         (['--ckpt=nowhere'], 'nowhere is no run directory'),
         (['--ckpt=run', '--dataset=bolq'], "no data set 'bolq'.*nearest: boolq"),
         (['--ckpt=run', '--dataset=obqa'], 'no openbookqa.test.jsonl.gz in'),

@@ -78,11 +78,13 @@ def test_one_kernel(name, dtype, tolerance, key, kernel):
 @pytest.mark.parametrize('name', having('rank'))
 def test_a_rank_that_does_not_fit_is_refused_with_the_nearest(name, key, kernel):
     limit = 11 if name == 'kasa' else 12  # KaSA must leave one singular triplet
-    for rank in (0, 13):
-        with pytest.raises(
-            ValueError, match=rf'{name}: rank must be in \[1, {limit}\].*got rank={rank}'
-        ):
+    for rank, nearest in ((0, 1), (13, limit), (2.5, 3)):
+        message = rf'{name}: rank must be .* in \[1, {limit}\].*got rank={rank}.* is {nearest}$'
+        with pytest.raises(ValueError, match=message):
             jp.methods.get(name)(rank=rank).init(key, kernel)
+    if name == 'kasa':
+        with pytest.raises(ValueError, match=r'\(1, 5\) holds no rank'):
+            jp.methods.kasa(rank=1).init(key, kernel[:1, :5])
 
 
 @pytest.mark.parametrize('name', having('dropout'))

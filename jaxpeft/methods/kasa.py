@@ -78,7 +78,7 @@ def kasa(
     }  # fmt: skip
 
     def init(key, w):
-        _check_rank(w.shape, rank)
+        base.check_options('kasa', w.shape, rank, kept=1)  # what W keeps of itself
         key_ab, key_diag = jax.random.split(key)
         a, b = how.draw(key_ab, *w.shape, rank)
         diag = jax.random.normal(key_diag, (rank,), jnp.float32)
@@ -122,13 +122,3 @@ def _root(x: base.Array) -> base.Array:
 def _gated(state: base.State) -> base.Array:
     """`A diag(d)`: `[n, r]`."""
     return factors.get(state, 'a') * state.params['diag'][None, :]
-
-
-def _check_rank(w_shape: tuple[int, ...], rank: int) -> None:
-    limit = min(w_shape) - 1
-    if not 1 <= rank <= limit:
-        raise ValueError(
-            f'kasa: rank must be in [1, {limit}] for a kernel of shape {tuple(w_shape)}, since at '
-            f'least one singular triplet stays, got rank={rank}; the nearest valid choice is '
-            f'{min(max(rank, 1), limit)}'
-        )
