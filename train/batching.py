@@ -46,9 +46,6 @@ class Batcher:
 
     Attributes:
       steps: updates in the run.
-      steps_per_epoch: updates in an epoch, rounded up.
-      shapes: of a micro-batch, the smallest first: one train.packing.Shape, or a few
-        train.forest.Shape, of which an update takes the first that it fits.
 
     Raises:
       ValueError: no examples, or a batch, grad_acc, row_multiple or length of run below 1.
@@ -81,7 +78,6 @@ class Batcher:
         self.examples, self.batch, self.seed, self.packing = examples, batch, seed, packing
         self.max_length, self.grad_acc, self.row_multiple = max_length, grad_acc, row_multiple
         self.even = even
-        self.steps_per_epoch = -(-len(examples) // self.update)
         self.steps = self.steps_for(epochs) if steps is None else steps
         if self.steps < 1:
             raise ValueError(f'a run must have at least 1 step, got {epochs=}, {steps=}')
@@ -91,7 +87,13 @@ class Batcher:
         self._order = functools.lru_cache(maxsize=2)(
             self._draw
         )  # at() asks for the same epoch again
-        self.shapes = shared_shapes([self])[0]
+
+    @functools.cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Of a micro-batch, the smallest first: one train.packing.Shape, or a few
+        train.forest.Shape, of which an update takes the first that it fits.
+        """
+        return _shapes([self], False)
 
     @property
     def update(self) -> int:
@@ -249,7 +251,7 @@ class Batcher:
         Args:
           shape: of several batchers in common, from `shared_shapes`; None takes the smallest.
         """
-        shape = shape or shared_shapes([self])[1]
+        shape = shape or _shapes([self], True)[-1]
         for chosen in next(self._eval_blocks())[:, None]:
             shares = isinstance(shape, forest.Shape)
             places = self._place(chosen, shape.width) if shares else None
