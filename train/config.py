@@ -117,10 +117,12 @@ class Data:
     """Tokens an example may have; a longer one loses the start of its prompt. Plain text is cut
     into windows of so many, and loses nothing."""
     packing: bool = True
-    """Several examples in one row, each blind to the others; the updates hold the same examples."""
+    """Several examples in one row, each blind to the others; the updates hold the same examples
+    (under --dropout other masks)."""
     share_prefix: bool = True
     """Of --packing: what prompts begin with stands once a batch, not once an example. Loss and
-    gradients are the same. Off by itself where a method reads the row as it is laid out."""
+    gradients are the same, but under --dropout, whose masks follow the layout. Off by itself where
+    a method reads the row as it is laid out."""
     skip_bad_rows: bool = False
     """Leave malformed rows out, counted and reported, instead of stopping at the first."""
     val_size: int = 120
