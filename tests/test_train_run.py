@@ -126,6 +126,9 @@ def test_wrong_commands_are_told_what_to_do(tiny, tmp_path, capsys):
     assert 'nearest: q_proj' in told('--target_modules=q_prj')
     assert 'no preset' in told('--preset=embeded')
     assert 'needs 16 devices, but 8' in told('--mesh=16,1,1')
+    idle = told('--mesh=-1,3,1')
+    assert '8 devices are no multiple of 3, so -1 would leave 2 idle' in idle
+    assert 'the other two sizes may multiply to 1, 2, 4, 8' in idle
     empty = tmp_path / 'empty.jsonl'
     empty.write_text('')
     assert 'empty.jsonl' in told(f'--dataset={empty}')

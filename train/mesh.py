@@ -22,7 +22,8 @@ def make(text: str, devices: Sequence[Any] | None = None) -> Mesh:
     """'2,2,2' or '-1,1,1' -> a mesh of devices, this machine's by default; -1 takes all left.
 
     Raises:
-      ValueError: for text of another form, or more devices than there are.
+      ValueError: for text of another form, more devices than there are, or a -1 that would leave
+        some of them idle.
 
     Example:
       >>> make('1,1,1').shape['data']
@@ -39,6 +40,13 @@ def make(text: str, devices: Sequence[Any] | None = None) -> Mesh:
         )
     known = math.prod(n for n in sizes if n != -1)
     if -1 in sizes:
+        if known < len(devices) and len(devices) % known:
+            fits = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+            raise ValueError(
+                f'--mesh {text}: {len(devices)} devices are no multiple of {known}, so -1 would '
+                f'leave {len(devices) % known} idle; the other two sizes may multiply to '
+                f'{", ".join(map(str, fits))}, or give all three to use fewer devices'
+            )
         sizes[sizes.index(-1)] = max(len(devices) // known, 1)
     needed = math.prod(sizes)
     if needed > len(devices):
