@@ -86,6 +86,16 @@ def test_set_is_checked_against_the_signature_and_typed():
         parse(*REAL, '--set', 'method.gate_init=high')
     with pytest.raises(ValueError, match=r'method\.key=value'):
         parse(*REAL, '--set', 'gate_init')
+    for value in ('nan', '.inf'):
+        with pytest.raises(ValueError, match=r'method\.alpha must be finite, got'):
+            parse('--method', 'lora', *REAL, '--set', f'lora.alpha={value}')
+    for value in ('true', 'many'):
+        with pytest.raises(ValueError, match=r'method\.alpha must be a number or null, got'):
+            parse('--method', 'lora', *REAL, '--set', f'lora.alpha={value}')
+    got = parse('--method', 'lora', *REAL, '--set', 'lora.alpha=null')
+    assert got.options['lora']['alpha'] is None
+    with pytest.raises(ValueError, match=r'--set lora\.alpha=\[1, line 1: not YAML: expected'):
+        parse('--method', 'lora', *REAL, '--set', 'lora.alpha=[1')
     with pytest.raises(ValueError, match='given twice'):
         parse(*REAL, '--r_ab', '4', '--set', 'method.rank=8')
 
@@ -111,6 +121,41 @@ def test_order_defaults_preset_file_command_line(tmp_path):
     assert got.optim.lr == 1e-2  # command line over file over preset
     assert got.options['knowhira']['adaptive_gating'] is False
     assert got.options['knowhira']['gate_init'] == -2.0
+
+
+def test_a_file_may_leave_texts_blank_and_says_no_as_yaml_reads_it(tmp_path):
+    file = tmp_path / 'run.yaml'
+    file.write_text(
+        'run_dir:\ndata_dir: null\ntarget_modules: ~\ninit_from:\nset:\neval_strategy: no\n'
+    )
+    got = parse(*REAL, '--config', str(file))
+    assert (got.run.run_dir, got.data.data_dir) == ('', '')
+    assert (got.adapter.target_modules, got.adapter.init_from, got.adapter.set) == ('', '', ())
+    assert got.validation.eval_strategy == 'no'
+    assert config.run_dir(got).parts[0] == 'runs'
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('r_ab: true\n', 'r_ab must be a value like 32, got True'),
+        ('r_ab:\n', 'r_ab must be a value like 32, got nothing'),
+        ('method:\n', "method must be a value like 'knowhira', got nothing"),
+        ('eval_strategy: on\n', "eval_strategy must be a value like 'steps', got True"),
+        ('wandb: 1\n', 'wandb must be true or false, got 1'),
+        ('lr: 1e-3\nbatch: [1\n', "line 3: not YAML: expected ',' or ']'"),
+        ('lr: 1\n\tbatch: 2\n', 'line 2: not YAML: found character'),
+        ('run_dir: 2024-13-01\n', 'not YAML: month must be in 1..12'),
+    ],
+)
+def test_a_wrong_line_of_a_file_is_told_with_the_file(tmp_path, text, message):
+    file = tmp_path / 'run.yaml'
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(file)) + '.*' + re.escape(message)):
+        parse(*REAL, '--config', str(file))
+    file.write_bytes(b'lr: \xff\n')
+    with pytest.raises(ValueError, match='not YAML'):
+        parse(*REAL, '--config', str(file))
 
 
 def test_embedded_only_where_nothing_else_is_named():
@@ -163,6 +208,15 @@ def test_the_seeds_script():
         ([*REAL, '--early_stop_patience', '2', '--eval_strategy', 'no'], 'needs --eval_strategy'),
         ([*REAL, '--svd_rank_ratio', '2'], 'svd_rank_ratio must be in'),
         ([*REAL, '--init_ab', 'kaimin,zero'], 'kaiming'),
+        ([*REAL, '--lr', 'nan'], '--lr must be a finite number, got nan'),
+        ([*REAL, '--lr', 'inf'], '--lr must be a finite number, got inf'),
+        ([*REAL, '--warmup', 'nan'], '--warmup must be a finite'),
+        ([*REAL, '--max_grad_norm', 'inf'], '--max_grad_norm must be a finite'),
+        ([*REAL, '--epoch', 'inf'], '--epoch must be a finite'),
+        ([*REAL, '--weight_decay', 'nan'], '--weight_decay must be a finite'),
+        ([*REAL, '--knowledge_alpha', 'nan'], '--knowledge_alpha must be a finite'),
+        ([*REAL, '--loraplus_ratio', '16'], '--loraplus_ratio is of --loraplus; give both'),
+        (['--method', 'ia3', *REAL, '--r_ab', '4'], 'ia3 takes no --r_ab; it has no options$'),
     ],
 )
 def test_wrong_values_are_told_the_rule_and_the_nearest(argv, message):
@@ -267,8 +321,10 @@ def test_flags_of_layers_and_patterns_are_read_and_refused():
     for argv, message in (
         (['--layers', '1'], 'needs --no_scan'),
         (['--no_scan', '--layers', 'two'], "numbers and ranges such as 0,2,5-7, got 'two'"),
+        (['--no_scan', '--layers', '3-1'], "ranges that rise, such as 1-3, got '3-1'"),
         (['--rank_pattern', 'q_proj'], "name=int,.., got 'q_proj'"),
         (['--alpha_pattern', 'q_proj=x'], "name=float,.., got 'q_proj=x'"),
+        (['--alpha_pattern', 'q_proj=nan'], "name=float,.., got 'q_proj=nan'"),
     ):
         with pytest.raises(ValueError, match=message):
             parse(*REAL, *argv)

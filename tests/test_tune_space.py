@@ -131,6 +131,13 @@ def test_ranges_of_another_form(tmp_path, written):
         spaces.make(config('lora'), file='nothere.yaml')
 
 
+def test_a_file_that_is_no_yaml_is_told_with_its_line(tmp_path):
+    file = tmp_path / 's.yaml'
+    file.write_text('rank: [choice, 4, 8]\nlr: ]\n')
+    with pytest.raises(ValueError, match=r's\.yaml, line 2: not YAML'):
+        spaces.make(config(), (), str(file))
+
+
 def test_a_trials_values_survive_best_yaml(tmp_path):
     """What `train.run --config best.yaml` reads is the trial's configuration, to the last bit."""
     mine = config('hylorada', '--target_modules=q_proj,v_proj', '--no_packing', '--lr=0.1')

@@ -5,12 +5,12 @@ Order: defaults, the embedded preset (where neither model nor data set is named)
 """
 
 import dataclasses
+import math
 import pathlib
 import sys
 from collections.abc import Sequence
 
 import tyro
-import yaml
 
 import jaxpeft as jp
 from train import config as configs
@@ -83,6 +83,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
     chosen, notes = options.resolve(config.adapter.method, sources)
     config = dataclasses.replace(config, options=chosen)
     check(config)
+    if 'loraplus_ratio' in command.given and not config.optim.loraplus:
+        raise ValueError('--loraplus_ratio is of --loraplus; give both')
     return config, notes
 
 
@@ -93,6 +95,9 @@ def check(config: Config) -> None:
       ValueError: naming the flag, the rule and the value.
     """
     values = configs.values(config)
+    for flag, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f'--{flag} must be a finite number, got {value}')
     for flag, least in MINIMUM.items():
         if values[flag] < least:
             raise ValueError(f'--{flag} must be at least {least}, got {values[flag]}')
@@ -144,7 +149,7 @@ def _read_file(path: pathlib.Path) -> Source:
     """A YAML mapping of flag: value, read as flags."""
     if not path.is_file():
         raise FileNotFoundError(f'--config names a YAML file of flag: value; there is no {path}')
-    values = yaml.safe_load(path.read_text())
+    values = options.from_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ValueError(f'{path} must hold a mapping of flag: value, got {values!r}')
     argv: list[str] = []
@@ -153,15 +158,29 @@ def _read_file(path: pathlib.Path) -> Source:
         flag = str(key).replace('-', '_')
         if flag not in known:
             raise ValueError(f'{path}: no flag is called {key!r}; {nearest(flag, known)}')
-        argv += _as_flags(flag, value)
+        argv += _as_flags(flag, value, path)
     return _read(argv, str(path))
 
 
-def _as_flags(flag: str, value: object) -> list[str]:
-    """One YAML entry as the command line would say it."""
+def _as_flags(flag: str, value: object, path: pathlib.Path) -> list[str]:
+    """One YAML entry as the command line would say it; a blank is the empty text.
+
+    Raises:
+      ValueError: for a blank, or true and false, where the flag takes something else.
+    """
+    default = configs.values(Config())[flag]
+    if value is None and default in ('', ()):
+        value = default
+    if flag == 'eval_strategy' and value is False:
+        value = 'no'  # which YAML 1.1 reads as false
+    if value is None or isinstance(value, bool) != isinstance(default, bool):
+        rule = 'true or false' if isinstance(default, bool) else f'a value like {default!r}'
+        raise ValueError(
+            f'{path}: {flag} must be {rule}, got {"nothing" if value is None else repr(value)}'
+        )
     if isinstance(value, bool):
         return [f'--{flag}' if value else f'--no_{flag}']
-    if isinstance(value, list) and flag == 'set':
+    if isinstance(value, list | tuple) and flag == 'set':
         return [f'--set={item}' for item in value]
     text = ','.join(map(str, value)) if isinstance(value, list) else str(value)
     return [f'--{flag}={text}']

@@ -3,6 +3,7 @@
 Nothing here knows a method: names and types come from the signature of the factory.
 """
 
+import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ def split(item: str) -> tuple[str, str, Any]:
     name, dot, argument = key.strip().replace('-', '_').partition('.')
     if not (equals and dot and argument):
         raise ValueError(f'--set takes method.key=value, got {item!r}')
-    value = yaml.safe_load(text)
+    value = from_yaml(text, f'--set {item}')
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as a string
         try:
             value = float(value)
@@ -110,14 +111,31 @@ def split(item: str) -> tuple[str, str, Any]:
     return name, argument, value
 
 
+def from_yaml(text: str | bytes, where: str) -> Any:
+    """What YAML says.
+
+    Raises:
+      ValueError: for what is no YAML, naming `where` it stands, the line and the reason.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # a date such as 2024-13-01 is a ValueError
+        mark = getattr(error, 'problem_mark', None)
+        line = '' if mark is None else f', line {mark.line + 1}'
+        reason = getattr(error, 'problem', None) or str(error).splitlines()[0]
+        raise ValueError(f'{where}{line}: not YAML: {reason}') from error
+
+
 def _typed(argument: str, value: Any, default: Any) -> Any:
-    """The value in the type of the factory's default."""
-    if default is None or type(value) is type(default):
+    """The value in the type of the factory's default; None stands for a number to be found."""
+    if type(value) is float and not math.isfinite(value):
+        raise ValueError(f'--set method.{argument} must be finite, got {value}')
+    if type(value) is type(default) or (default is None and type(value) in (int, float)):
         return value
     if isinstance(default, float) and type(value) is int:
         return float(value)
-    kind = type(default).__name__
-    raise ValueError(f'--set method.{argument} must be a {kind} like {default!r}, got {value!r}')
+    kind = 'number or null' if default is None else f'{type(default).__name__} like {default!r}'
+    raise ValueError(f'--set method.{argument} must be a {kind}, got {value!r}')
 
 
 def pairs(flag: str, text: str, kind: type) -> dict[str, Any]:
@@ -131,9 +149,10 @@ def pairs(flag: str, text: str, kind: type) -> dict[str, Any]:
         name, equals, value = part.rpartition('=')
         try:
             found[name.strip()] = kind(value)
+            good = math.isfinite(found[name.strip()])
         except ValueError:
-            equals = ''
-        if not (equals and name.strip()):
+            good = False
+        if not (good and equals and name.strip()):
             raise ValueError(f'--{flag} takes name={kind.__name__},.., got {part!r}')
     return found
 
@@ -142,13 +161,15 @@ def numbers(flag: str, text: str) -> list[int]:
     """'0,2,5-7' -> [0, 2, 5, 6, 7].
 
     Raises:
-      ValueError: for text of another form, naming the flag.
+      ValueError: for text of another form or a range that falls, naming the flag.
     """
     found: list[int] = []
     for part in listed(text):
         low, _, high = part.partition('-')
         if not (low.isdigit() and (high or low).isdigit()):
             raise ValueError(f'--{flag} takes numbers and ranges such as 0,2,5-7, got {part!r}')
+        if int(high or low) < int(low):
+            raise ValueError(f'--{flag} takes ranges that rise, such as {high}-{low}, got {part!r}')
         found += range(int(low), int(high or low) + 1)
     return found
 
@@ -158,6 +179,8 @@ def _not_taken(method: str, unknown: list[str], defaults: dict[str, dict[str, An
     flags = {flag: f'--{flag}' for flag, argument in METHOD_FLAGS.items() if argument in arguments}
     rest = [k for k in arguments if k not in METHOD_FLAGS.values()]
     keys = [*flags, *rest]
+    if not keys:
+        return f'{method} takes no {", ".join(unknown)}; it has no options'
     asked = unknown[0].removeprefix('--set ').removeprefix('--').rpartition('.')[2]
     taken = [*flags.values(), *(f'--set method.{k}=..' for k in rest)]
     return (

@@ -5,10 +5,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import yaml
-
 import jaxpeft as jp
-from train import cli
+from train import cli, options
 from train import config as configs
 from train.config import METHOD_FLAGS, Config, Optim
 from train.near import nearest
@@ -152,7 +150,7 @@ def _read(file: str) -> dict[str, Any]:
     path = pathlib.Path(file)
     if not path.is_file():
         raise FileNotFoundError(f'--space names a YAML file of name: range; there is no {path}')
-    found = yaml.safe_load(path.read_text())
+    found = options.from_yaml(path.read_bytes(), str(path))
     if not isinstance(found, dict) or not found:
         raise ValueError(f'{path} must hold a mapping of name: range, got {found!r}')
     return {str(name): value for name, value in found.items()}
