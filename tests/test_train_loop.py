@@ -10,7 +10,7 @@ import pytest
 
 import jaxpeft as jp
 from tests import train_tiny
-from train import checkpoint, feed, loop, model, optimizer, step
+from train import checkpoint, feed, loop, model, optimizer, record, step
 from train.stop import Stop
 
 
@@ -163,6 +163,22 @@ def test_sigterm_in_the_loop_saves_and_outside_it_exits_0(tiny, tmp_path, monkey
             os.kill(os.getpid(), signal.SIGTERM)
         assert ended.value.code == 0
     assert 'the same command continues' in capsys.readouterr().out
+
+
+def test_every_checkpoint_finds_the_board_on_disk(tiny, tmp_path, monkeypatch):
+    told = []
+    real_flush, real_save = record.Record.flush, checkpoint.Checkpoints.save
+    monkeypatch.setattr(
+        record.Record, 'flush', lambda self: (told.append('flush'), real_flush(self))
+    )
+
+    def save(self, train, consts, ledger):
+        told.append(ledger.step)
+        real_save(self, train, consts, ledger)
+
+    monkeypatch.setattr(checkpoint.Checkpoints, 'save', save)
+    start(tiny, tmp_path)
+    assert told == ['flush', 2, 'flush', 4, 'flush', 6, 6]  # the last one after the board is closed
 
 
 def test_early_stopping_survives_a_second_start(tiny, tmp_path, capsys):

@@ -1,8 +1,11 @@
 """What a run writes and counts: metrics.jsonl cut back, W&B, the ledger."""
 
 import json
+import struct
+import time
 
 import pytest
+from tensorboardX.proto import event_pb2
 
 from tests import train_tiny
 from train import ledger, record
@@ -41,6 +44,40 @@ def test_wandb_gets_what_metrics_get(tmp_path):
     assert names == ['init', 'log', 'finish']
     assert wandb.calls[0][2]['config']['method'] == 'knowhira'
     assert wandb.calls[1][1:] == (({'loss': 1.5},), {'step': 3})
+
+
+def board(folder):
+    """(step, value) of the losses that TensorBoard shows: a START hides what came at or after."""
+    shown = []
+    for path in sorted(
+        (folder / 'tensorboard').glob('events*'), key=lambda p: p.stat().st_mtime_ns
+    ):
+        data = path.read_bytes()
+        while data:
+            (size,) = struct.unpack('<Q', data[:8])
+            event = event_pb2.Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            if event.HasField('session_log'):
+                shown = [entry for entry in shown if entry[0] < event.step]
+            shown += [(event.step, v.simple_value) for v in event.summary.value if v.tag == 'loss']
+    return shown
+
+
+def test_the_board_is_on_disk_before_a_checkpoint_and_hides_what_is_done_again(tmp_path):
+    setting = train_tiny.config(tmp_path)
+    with record.Record(tmp_path, 0, setting) as lines:
+        lines.write({'step': 1, 'loss': 1.0})
+        lines.write({'step': 2, 'loss': 2.0})
+        lines.flush()
+        assert board(tmp_path) == [(1, 1.0), (2, 2.0)]
+    time.sleep(1.1)  # a file's name holds the second
+    with record.Record(tmp_path, 0, setting) as lines:  # killed before its first checkpoint
+        lines.write({'step': 1, 'loss': 3.0})
+    assert board(tmp_path) == [(1, 3.0)]
+    time.sleep(1.1)
+    with record.Record(tmp_path, 1, setting) as lines:
+        lines.write({'step': 2, 'loss': 4.0})
+    assert board(tmp_path) == [(1, 3.0), (2, 4.0)]
 
 
 def test_ledger_counts_worse_validations():

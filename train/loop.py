@@ -84,6 +84,7 @@ def train(config: Config, built: Built, feed: Feed, folder: pathlib.Path, stop: 
                     lines.write(entry(ledger, metrics))
                 progress.show(ledger, metrics, logged)
                 if due(config.run.save_steps, ledger.step, feed):
+                    lines.flush()
                     checkpoints.save(now, consts, ledger)
                 fed = following
         checkpoints.save(now, consts, ledger)  # after an early stop or a SIGTERM; else it is there

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import pathlib
+import time
 import zlib
 from typing import Any
 
@@ -28,6 +29,37 @@ def rewind(path: pathlib.Path, step: int) -> None:
     os.replace(new, path)
 
 
+class Board:
+    """Scalars in a file for TensorBoard.
+
+    tensorboardX's SummaryWriter hands them to a thread, and its `flush` does not wait for that.
+
+    Args:
+      folder: made where it is not there.
+      step: updates made already; later ones of an earlier process are hidden.
+    """
+
+    def __init__(self, folder: pathlib.Path, step: int):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        again = folder.exists()
+        folder.mkdir(exist_ok=True)
+        self._events = EventsWriter(str(folder / 'events'))
+        self.flush, self.close = self._events.flush, self._events.close
+        if again:
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=step + 1, session_log=start))
+
+    def add(self, name: str, value: float, step: int) -> None:
+        """One number of a step."""
+        from tensorboardX import summary
+        from tensorboardX.proto.event_pb2 import Event
+
+        found = summary.scalar(name, value)
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=found))
+
+
 class Record:
     """Writes each logged step to every place at once. Use it as a context manager.
 
@@ -39,12 +71,9 @@ class Record:
     """
 
     def __init__(self, folder: pathlib.Path, step: int, config: Config, wandb: Any = None):
-        import tensorboardX
-
         rewind(folder / 'metrics.jsonl', step)
         self._lines = open(folder / 'metrics.jsonl', 'a')  # noqa: SIM115 (closed in __exit__)
-        purge = {'purge_step': step + 1} if step else {}
-        self._board = tensorboardX.SummaryWriter(str(folder / 'tensorboard'), **purge)
+        self._board = Board(folder / 'tensorboard', step)
         self._wandb = None
         if wandb is not None:
             self._wandb = wandb.init(
@@ -70,9 +99,13 @@ class Record:
         print(json.dumps(entry), file=self._lines, flush=True)
         numbers = {k: v for k, v in entry.items() if k != 'step'}
         for name, value in numbers.items():
-            self._board.add_scalar(name, value, entry['step'])
+            self._board.add(name, value, entry['step'])
         if self._wandb is not None:
             self._wandb.log(numbers, step=entry['step'])
+
+    def flush(self) -> None:
+        """Before a checkpoint: TensorBoard's part of what leads to it is on disk too."""
+        self._board.flush()
 
 
 def find_wandb(asked: bool) -> Any:
