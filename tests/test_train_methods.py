@@ -91,6 +91,13 @@ def test_loraplus_moves_b_at_its_ratio_of_the_rate_and_decays_the_factors_alone(
     assert decay['m'] == decay['gate'] == 0.0
 
 
+@pytest.mark.parametrize('method', ['ia3', 'full'])
+def test_weight_decay_without_a_factor_is_refused(method, tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(COMMANDS, method, ['--weight_decay=0.01'])
+    with pytest.raises(ValueError, match=r'--weight_decay 0\.01 shrinks the factors a and b'):
+        start(tiny, tmp_path, method)
+
+
 def test_loraplus_without_a_factor_b_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(COMMANDS, 'ia3', ['--loraplus'])
     with pytest.raises(ValueError, match='moves the factors b faster, and this adapter has none'):

@@ -215,6 +215,8 @@ def test_wrong_commands_are_told_what_to_do(tiny, tmp_path, capsys, monkeypatch)
     assert '--n_trials must be at least 1, got 0' in told('--n_trials=0')
     assert "no 'rnk' to search; nearest: rank" in told('--vary', 'rnk')
     assert 'no method is called' in told('--method=lroa')
+    assert 'a search takes no --resume never: the same command' in told('--resume=never')
+    assert 'a search takes no --wandb: its trials are in' in told('--wandb')
     wide = tmp_path / 's.yaml'
     wide.write_text('rank: [choice, 4, 64]\n')
     assert 'the search would try rank=64: lora: rank must be' in told(

@@ -57,15 +57,20 @@ def roles(params: optax.Params) -> optax.Params:
 
 
 def check(optim: Optim, params: optax.Params) -> None:
-    """Refuses LoRA+ where nothing would follow it.
+    """Refuses LoRA+ or weight decay where nothing would follow it.
 
     Raises:
-      ValueError: for an adapter without a factor b.
+      ValueError: for an adapter without the factors that they are for.
     """
     if optim.loraplus and 'b' not in jax.tree.leaves(roles(params)):
         raise ValueError(
             '--loraplus moves the factors b faster, and this adapter has none; leave it out, or '
             'add a method with factors such as lora'
+        )
+    if optim.weight_decay and not any(jax.tree.leaves(decayed(params))):
+        raise ValueError(
+            f'--weight_decay {optim.weight_decay} shrinks the factors a and b, and this adapter '
+            'has none; give 0, or add a method with factors such as lora'
         )
 
 

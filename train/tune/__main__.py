@@ -80,6 +80,13 @@ def _program(argv: Sequence[str]) -> None:
     config, notes = cli.parse(rest)
     for note in notes:
         print(note)
+    if config.run.resume != 'auto':
+        raise ValueError(
+            f'a search takes no --resume {config.run.resume}: the same command continues it, and '
+            'another --run_dir begins a new one'
+        )
+    if config.run.wandb:
+        raise ValueError('a search takes no --wandb: its trials are in trials.csv and trials.json')
     space = spaces.make(config, options.vary, options.space)
     settings = settings_of(config, space, options)
     if options.out:
