@@ -118,6 +118,13 @@ def test_one_command_trains_evaluates_before_and_after_and_reports(
     assert '--out' in refused(capsys, *other)
 
 
+def test_a_warm_up_as_long_as_the_run_is_noted(tiny, tmp_path, capsys):
+    assert run.main(flags(tiny, tmp_path, '--warmup=6')) == 0
+    assert 'note: a warm-up of 6 in 6 updates: --lr is never reached' in capsys.readouterr().out
+    assert run.main(flags(tiny, tmp_path, '--warmup=5', f'--run_dir={tmp_path / "b"}')) == 0
+    assert 'note:' not in capsys.readouterr().out
+
+
 def test_wrong_commands_are_told_what_to_do(tiny, tmp_path, capsys):
     def told(*more):
         return refused(capsys, *flags(tiny, tmp_path, *more))

@@ -48,6 +48,9 @@ def train(config: Config, built: Built, feed: Feed, folder: pathlib.Path, stop: 
     """
     rate = optimizer.schedule(config.optim, feed.steps)
     optimizer.check(config.optim, built.state.params)
+    warmup = optimizer.warmup_of(config.optim, feed.steps)
+    if warmup >= feed.steps:
+        print(f'note: a warm-up of {warmup} in {feed.steps} updates: --lr is never reached')
     tx = optimizer.make(config.optim, rate)
     params, consts = built.state
     programs = compile_programs(

@@ -23,7 +23,7 @@ def schedule(optim: Optim, total: int) -> optax.Schedule:
       >>> [float(rate(n)) for n in (0, 1, 5)]
       [0.5, 1.0, 0.0]
     """
-    warmup = round(optim.warmup * total if optim.warmup < 1 else optim.warmup)
+    warmup = warmup_of(optim, total)
     rest = max(total - warmup, 1)
     after = {
         'cosine': optax.cosine_decay_schedule(optim.lr, rest),
@@ -34,6 +34,11 @@ def schedule(optim: Optim, total: int) -> optax.Schedule:
         return after
     rising = optax.linear_schedule(optim.lr / (warmup + 1), optim.lr, warmup)
     return optax.join_schedules([rising, after], [warmup])
+
+
+def warmup_of(optim: Optim, total: int) -> int:
+    """Updates of warm-up in a run of `total`."""
+    return round(optim.warmup * total if optim.warmup < 1 else optim.warmup)
 
 
 def decayed(params: optax.Params) -> optax.Params:
