@@ -47,6 +47,7 @@ def start(tiny, folder):
         '--save_steps=5',
         '--log_steps=2',
         '--dropout=0.1',
+        '--rank_strategy=decreasing',
     )
     env = os.environ | {
         'JAX_PLATFORMS': 'cpu',

@@ -118,6 +118,25 @@ def test_one_command_trains_evaluates_before_and_after_and_reports(
     assert '--out' in refused(capsys, *other)
 
 
+def unfinish(folder):
+    """As a run that was killed after its last checkpoint."""
+    (folder / 'results.json').unlink()
+
+
+def test_ranks_by_layer_are_told_when_a_run_continues(tiny, tmp_path, capsys):
+    argv = flags(tiny, tmp_path, '--rank_strategy=decreasing')
+    assert run.main(argv) == 0
+    first = capsys.readouterr().out
+    unfinish(tmp_path / 'run')
+    assert run.main(argv) == 0
+    again = capsys.readouterr().out
+    assert 'continuing' in again
+    table = re.compile(r'^path +method.*trainable over.*?$', re.M | re.S)
+    assert table.search(again)[0] == table.search(first)[0]
+    trained = 2 * (4 + 2) * (32 + 32 + 1)  # q and v; ranks 4 and 2; a, b and the gate
+    assert f'{trained:,} trainable over' in first
+
+
 def test_a_warm_up_as_long_as_the_run_is_noted(tiny, tmp_path, capsys):
     assert run.main(flags(tiny, tmp_path, '--warmup=6')) == 0
     assert 'note: a warm-up of 6 in 6 updates: --lr is never reached' in capsys.readouterr().out

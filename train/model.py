@@ -147,15 +147,23 @@ def count(plan: Rules, params: Any, seed: int = 0) -> int:
     Raises:
       ValueError: for a rank that a kernel cannot hold, or targets that match nothing.
     """
+    return jp.count(outline(plan, params, seed))
+
+
+def outline(plan: Rules, params: Any, seed: int = 0) -> jp.State:
+    """A plan's adapter for `jp.count` and `jp.summary`: shapes, and the ranks where layers differ.
+
+    Args, Raises: as `count`.
+    """
     start = lambda key, params: jp.init(plan, key, params)
     key = jax.random.key(seed)
     shapes = jax.eval_shape(start, key, params)
     if not any(path.endswith('/rank') for path, _ in paths.flatten(shapes.consts)):
-        return jp.count(shapes)
+        return shapes
     # Layer-wise ranks are numbers, not shapes. XLA leaves out whatever they do not need.
     zeros = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), params)
     ranks = jax.jit(lambda key: _ranks(start(key, zeros()).consts))(key)
-    return jp.count(jp.State(shapes.params, ranks))
+    return jp.State(shapes.params, ranks)
 
 
 def _ranks(consts: Any) -> Any:
