@@ -137,6 +137,23 @@ def test_ranks_by_layer_are_told_when_a_run_continues(tiny, tmp_path, capsys):
     assert f'{trained:,} trainable over' in first
 
 
+def test_out_overwrites_nothing_else_also_when_the_run_is_finished(tiny, tmp_path, capsys):
+    argv = flags(tiny, tmp_path)
+    assert run.main(argv) == 0
+    own = tmp_path / 'thesis.tex'
+    own.write_text('chapter one')
+    assert 'is no result of this program' in refused(capsys, *argv, f'--out={own}')
+    assert own.read_text() == 'chapter one'
+    assert f'{tmp_path} is a folder' in refused(capsys, *argv, f'--out={tmp_path}')
+    below = refused(capsys, *argv, f'--out={own / "x.json"}')
+    assert f'lies below {own}, which is a file' in below
+    there = tmp_path / 'new' / 'found.json'
+    for more in ([], ['--mesh=-1,1,1']):  # the same results, from wherever they were asked for
+        assert run.main([*argv, f'--out={there}', *more]) == 0
+        assert json.loads(there.read_text())['train']['steps'] == 6
+        there.write_text(there.read_text().replace('"resume": "auto"', '"resume": "must"'))
+
+
 def test_a_warm_up_as_long_as_the_run_is_noted(tiny, tmp_path, capsys):
     assert run.main(flags(tiny, tmp_path, '--warmup=6')) == 0
     assert 'note: a warm-up of 6 in 6 updates: --lr is never reached' in capsys.readouterr().out

@@ -2,24 +2,34 @@
 
 import json
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 
-def check_free(path: pathlib.Path, config: dict[str, Any]) -> None:
+def check_free(path: pathlib.Path, config: dict[str, Any], free: Collection[str] = ()) -> None:
     """Refuses to overwrite what is not a result of the same configuration.
 
     Args:
       path: where a JSON object with the key 'config' is to be written.
       config: that object's 'config', as JSON would hold it.
+      free: keys that the file's 'config' may hold besides, with any value.
 
     Raises:
-      ValueError: naming the file and what differs.
+      ValueError: naming the file and what differs; for a folder, or a path below a file.
     """
+    if path.is_dir():
+        raise ValueError(
+            f'{path} is a folder; give the name of a file, such as {path / "out.json"}'
+        )
+    for above in path.parents:
+        if above.is_file():
+            raise ValueError(f'{path} lies below {above}, which is a file; give another name')
     if not path.exists():
         return
     try:
-        there = json.loads(path.read_text())['config']
-    except (ValueError, KeyError, TypeError):
+        found = json.loads(path.read_text())['config']
+        there = {key: value for key, value in found.items() if key not in free}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(
             f'{path} exists and is no result of this program; give another name'
         ) from None

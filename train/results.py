@@ -159,24 +159,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def check_out(config: Config) -> None:
-    """Refuses `--out` where that file holds something else than this configuration's results.
-
-    Raises:
-      ValueError: naming the file.
-    """
-    path = pathlib.Path(config.run.out)
-    if not config.run.out or not path.exists():
-        return
-    try:
-        there = json.loads(path.read_text())['config']
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f'--out {path} exists and is no results file; give another name') from None
-    same = {k: v for k, v in there.items() if k not in configs.FREE}
-    if same != configs.identity(config):
-        raise ValueError(f'--out {path} holds another configuration; give another name')
-
-
 def questions(found: Mapping[str, Any]) -> dict[str, Any]:
     """The part of an EVAL that is about questions: its decodings."""
     return {decoding: found[decoding] for decoding in found if decoding in configs.DECODINGS}

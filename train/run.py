@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 
 import jaxpeft as jp
-from train import cli, errors, feed, loop, model, results, rundir
+from train import cli, errors, feed, loop, model, outs, results, rundir
+from train import config as configs
 from train.config import Config
 from train.stop import MESSAGE, Stop
 
@@ -37,10 +38,11 @@ def run(config: Config, place: rundir.Place, stop: Stop) -> None:
     from eval import perplexity, report
     from eval.run import evaluate
 
+    if config.run.out:
+        outs.check_free(pathlib.Path(config.run.out), configs.identity(config), configs.FREE)
     if place.results:
         print(f'{place.folder} holds this run, finished; its results are')
         return finish(config, place, place.results)
-    results.check_out(config)
     print(f'{"continuing" if place.resumed else "starting"} {place.folder}')
     built = model.setup(config, fresh=not place.resumed)
     data = feed.make(config, built.tokenizer, built.mesh)
