@@ -7,7 +7,11 @@ import re
 import runpy
 import sys
 
+
+import shutil
+
 import pytest
+import safetensors.numpy
 
 from tests import train_tiny
 from train import errors, run
@@ -135,6 +139,37 @@ def test_ranks_by_layer_are_told_when_a_run_continues(tiny, tmp_path, capsys):
     assert table.search(again)[0] == table.search(first)[0]
     trained = 2 * (4 + 2) * (32 + 32 + 1)  # q and v; ranks 4 and 2; a, b and the gate
     assert f'{trained:,} trainable over' in first
+
+
+def test_a_run_is_not_continued_on_other_data_or_another_base(tiny, tmp_path, capsys):
+    for name in ('model', 'data.jsonl'):
+        copy = shutil.copytree if (tiny / name).is_dir() else shutil.copy
+        copy(tiny / name, tmp_path / name)
+    argv = train_tiny.flags(tmp_path, '--mesh=1,1,1', '--method=lora')
+    folder, data = tmp_path / 'run', tmp_path / 'data.jsonl'
+    assert run.main(argv) == 0
+    rows = data.read_text()
+    data.write_text(rows.replace('true', 'false'))
+    changed = 'other content of the training data than'
+    assert changed in refused(capsys, *argv)  # finished
+    unfinish(folder)
+    assert changed in refused(capsys, *argv)
+    data.write_text(rows)
+
+    weights = tmp_path / 'model' / 'model.safetensors'
+    whole, size = weights.read_bytes(), weights.stat().st_size
+    tensors = {k: 1.5 * v for k, v in safetensors.numpy.load(whole).items()}
+    safetensors.numpy.save_file(tensors, weights, {'format': 'pt'})
+    assert weights.stat().st_size == size  # nothing but the numbers tells
+    assert 'other content of the adapted kernels than' in refused(capsys, *argv)
+    weights.write_bytes(whole)
+
+    known = (folder / 'content.json').read_text()
+    (folder / 'content.json').unlink()  # as an earlier version left it
+    assert run.main([*argv, '--resume=must']) == 0
+    assert (folder / 'content.json').read_text() == known
+    data.write_text(rows.replace('true', 'false'))
+    assert run.main([*argv, f'--run_dir={tmp_path / "new"}']) == 0
 
 
 def test_out_overwrites_nothing_else_also_when_the_run_is_finished(tiny, tmp_path, capsys):

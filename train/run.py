@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import jaxpeft as jp
-from train import cli, errors, feed, loop, model, outs, results, rundir
+from train import cli, content, errors, feed, loop, model, outs, results, rundir
 from train import config as configs
 from train.config import Config
 from train.stop import MESSAGE, Stop
@@ -45,6 +45,8 @@ def run(config: Config, place: rundir.Place, stop: Stop) -> None:
         return finish(config, place, place.results)
     print(f'{"continuing" if place.resumed else "starting"} {place.folder}')
     built = model.setup(config, fresh=not place.resumed)
+    kernels = content.kernels(built.plan, built.params)
+    rundir.check_content(place.folder, {'adapted kernels': kernels})
     data = feed.make(config, built.tokenizer, built.mesh)
     rows = results.benchmark_rows(config)
     probe = results.Probe(evaluate, perplexity.measure, rows, data.held_text)

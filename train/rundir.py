@@ -7,12 +7,14 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from train import checkpoint
+from train import checkpoint, content
 from train import config as configs
 from train.config import Config
+
+CONTENT = 'content.json'  # digests of what the run is made of
 
 
 class Place(NamedTuple):
@@ -34,8 +36,8 @@ def claim(config: Config) -> Iterator[Place]:
     """Takes the run's folder for this process, and writes config.json where no run has begun.
 
     Raises:
-      ValueError: for a folder of another configuration (naming what differs), one that another
-        process works in, or one that `--resume` forbids.
+      ValueError: for a folder of another configuration or other files (naming what differs), one
+        of a search, one that another process works in, or one that `--resume` forbids.
     """
     folder = configs.run_dir(config)
     with lock(folder):
@@ -82,7 +84,9 @@ def _look(config: Config, folder: pathlib.Path) -> Place:
     for torn in folder.glob('.adapter.*'):  # what a process killed while it saved has left
         shutil.rmtree(torn)
     if not begun:
+        (folder / CONTENT).unlink(missing_ok=True)
         write_json(saved, configs.to_dict(config))
+    check_content(folder, content.of(config))
     results = json.loads(done.read_text()) if done.exists() else None
     return Place(folder, resumed, results)
 
@@ -102,6 +106,30 @@ def check_same(mine: dict[str, Any], there: dict[str, Any], folder: pathlib.Path
             f'{folder} holds a run of another configuration: {what}. '
             'Give another --run_dir, or the same settings to continue it'
         )
+
+
+def check_content(folder: pathlib.Path, found: Mapping[str, str]) -> None:
+    """Refuses a folder whose run was made of other content, and keeps what it did not know yet.
+
+    The folder of an earlier version knows nothing: a second start compares with its first one here.
+
+    Args:
+      folder: the run's.
+      found: name -> digest, see `train.content`.
+
+    Raises:
+      ValueError: naming what has changed.
+    """
+    kept = folder / CONTENT
+    there = json.loads(kept.read_text()) if kept.exists() else {}
+    changed = content.differences(there, found)
+    if changed:
+        raise ValueError(
+            f'{folder} holds a run with other content of the {" and the ".join(changed)} than lies '
+            'there now. Give another --run_dir, or bring back what it was'
+        )
+    if found.keys() - there.keys():
+        write_json(kept, there | dict(found))
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
