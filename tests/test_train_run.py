@@ -189,6 +189,17 @@ def test_out_overwrites_nothing_else_also_when_the_run_is_finished(tiny, tmp_pat
         there.write_text(there.read_text().replace('"resume": "auto"', '"resume": "must"'))
 
 
+def test_the_folder_of_a_search_or_a_file_is_no_run_dir(tiny, tmp_path, capsys):
+    folder = tmp_path / 'run'
+    folder.mkdir()
+    (folder / 'tune.json').write_text('{}')
+    assert 'holds a search of train.tune' in refused(capsys, *flags(tiny, tmp_path))
+    assert {path.name for path in folder.iterdir()} == {'tune.json', '.lock'}
+    for where in (folder / 'tune.json', folder / 'tune.json' / 'run'):
+        told = refused(capsys, *flags(tiny, tmp_path, f'--run_dir={where}'))
+        assert f'--run_dir {where} is a file, or lies below one' in told
+
+
 def test_a_warm_up_as_long_as_the_run_is_noted(tiny, tmp_path, capsys):
     assert run.main(flags(tiny, tmp_path, '--warmup=6')) == 0
     assert 'note: a warm-up of 6 in 6 updates: --lr is never reached' in capsys.readouterr().out

@@ -53,9 +53,14 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
     folder that is taken is tried again for a little while.
 
     Raises:
-      ValueError: where another process still works in it after that.
+      ValueError: where another process still works in it after that, or a file stands in its way.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f'--run_dir {folder} is a file, or lies below one; give the name of a folder'
+        ) from None
     with open(folder / '.lock', 'w') as file:
         for wait in (0.0, 0.25, 0.75, 1.0):
             time.sleep(wait)
@@ -68,6 +73,11 @@ def lock(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _look(config: Config, folder: pathlib.Path) -> Place:
+    if (folder / 'tune.json').exists():
+        raise ValueError(
+            f'{folder} holds a search of train.tune; give another --run_dir '
+            f'(--config {folder / "best.yaml"} takes its best settings there)'
+        )
     saved, done = folder / 'config.json', folder / 'results.json'
     resumed = checkpoint.exists(folder / 'checkpoints')
     # A command that was refused leaves its config.json, and no run that one could lose.
