@@ -93,7 +93,7 @@ def test_the_floor_by_hand(lora):
     kernels = LAYERS * (4 * HIDDEN**2 + 2 * HIDDEN * 2 * HIDDEN)
     labelled = found['shape']['labels']
     assert (found['shape']['rows'], found['shape']['width']) == (8, LENGTH)
-    assert labelled == 8 * program.ANSWER
+    assert labelled == 8 * LENGTH  # a file of the user's own: nobody knows how long its answers are
     parts = found['flops']['floor']
     assert parts['forward'] == parts['backward'] == 2 * kernels * tokens
     assert parts['attention'] == 6 * tokens * (LENGTH + 1) * HIDDEN * LAYERS
@@ -118,10 +118,42 @@ def test_the_update_asks_for_the_floor_and_remat_for_more(tiny, method):
     assert 0.5 * least.forward < again < least.forward + 2 * least.attention + least.adapter
 
 
-def test_plain_text_is_labelled_everywhere(tiny):
-    """A row of questions has few labels; of text every token is one."""
-    job, _ = prepared(tiny, '--dataset=some.txt', mesh='1,1,1')
-    assert job.labels == job.config.data.max_length
+def test_answers_of_known_data_sets_are_short_and_nobody_knows_of_others(tiny):
+    """Of text every token is labelled, and of a file of one's own every token may be."""
+    for dataset, most in (('some.txt', LENGTH), ('own.jsonl', LENGTH), ('boolq', program.ANSWER)):
+        job, _ = prepared(tiny, f'--dataset={dataset}', mesh='1,1,1')
+        assert job.labels == most
+    assert prepared(tiny, '--dataset=boolq', '--train_on_inputs')[0].labels == LENGTH
+
+
+def test_trained_are_the_numbers_that_act(tiny):
+    """Ranks 4 and 2 of a stack padded to 4, as `train.run` counts them."""
+    job, place = prepared(tiny, '--rank_strategy=decreasing', mesh='1,1,1')
+    found = preflight.run(job, place, batch=8)
+    assert found['trained'] == 2 * (4 + 2) * (HIDDEN + HIDDEN)
+    assert found['shape']['note'] == (
+        f'each example taken as of full length with {LENGTH} labels; packing needs fewer rows'
+    )
+
+
+def test_out_is_looked_at_before_anything_is_compiled(tiny, tmp_path, capsys, monkeypatch):
+    argv = train_tiny.flags(tiny, '--method=lora', '--mesh=1,1,1')
+    out = tmp_path / 'new' / 'found.json'
+    assert preflight.main([*argv, f'--out={out}']) == 0
+    assert json.loads(out.read_text())['config']['mesh'] == '1,1,1'
+    assert preflight.main([*argv, f'--out={out}']) == 0  # the same again
+    monkeypatch.setattr(preflight, 'run', lambda *args: pytest.fail('nothing is to be compiled'))
+    own = tmp_path / 'own.txt'
+    own.write_text('mine')
+    for more, message in (
+        ([f'--out={own}'], 'is no result of this program'),
+        ([f'--out={tmp_path}'], 'is a folder'),
+        ([f'--out={out}', '--hbm=3'], 'hbm is 0.0 there, 3.0 here'),
+        ([f'--out={out}', '--mesh=2,1,1'], "mesh is '1,1,1' there, '2,1,1' here"),
+    ):
+        assert preflight.main([*argv, *more]) == 2
+        assert message in capsys.readouterr().err
+    assert own.read_text() == 'mine'
 
 
 def test_a_method_without_a_formula_says_so(tiny):
@@ -403,6 +435,20 @@ def test_the_command_prints_a_narrow_table_and_writes_json(tiny, tmp_path, capsy
 )
 def test_errors_name_what_would_do(tiny, more, message, capsys):
     assert preflight.main([*train_tiny.flags(tiny, '--method=lora'), *more]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('more', 'message'),
+    [
+        (['--method=s2'], '--method s2 has no numbers to train; add it to a method that has'),
+        (['--method=ia3', '--loraplus'], '--loraplus moves the factors b'),
+        (['--method=full', '--weight_decay=0.1'], '--weight_decay 0.1 shrinks the factors'),
+    ],
+)
+def test_what_the_run_refuses_gets_no_table(tiny, more, message, capsys):
+    argv = [f'--model_name={tiny / "model"}', f'--dataset={tiny / "data.jsonl"}', *more]
+    assert preflight.main(argv) == 2
     assert message in capsys.readouterr().err
 
 

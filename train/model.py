@@ -96,11 +96,6 @@ def refit(config: Config, built: Built) -> Built:
 def _fit(config: Config, model: Any, params: Any, tokenizer: Any, mesh: Mesh, fresh: bool) -> Built:
     plan = make_plan(config, model, params)
     state = adapter(config, plan, params, fresh)
-    if not jax.tree.leaves(state.params):
-        method = config.adapter.method
-        raise ValueError(
-            f'--method {method} has no numbers to train; add it to a method that has: lora+{method}'
-        )
     evaluated = bound(plan, model, tokenizer)
     differs = any(map(_training_only, plan.values()))
     differs = differs or model.attention != config.model.attention
@@ -198,11 +193,21 @@ def _training_only(rule: Any) -> bool:
 
 
 def adapter(config: Config, plan: Rules, params: Any, fresh: bool) -> jp.State:
-    """The adapter, born in its shardings; or those shapes and shardings alone."""
+    """The adapter, born in its shardings; or those shapes and shardings alone.
+
+    Raises:
+      ValueError: for a method that trains nothing by itself (s2), an `init_from` of another.
+      FileNotFoundError: for an `init_from` that is no adapter.
+    """
     key = jax.random.key(config.optim.seed)
     dtype = jnp.dtype(config.adapter.adapter_dtype)
     start = lambda key, params: jp.cast(jp.init(plan, key, params), dtype)
     shapes = jax.eval_shape(start, key, params)
+    if not jax.tree.leaves(shapes.params):
+        method = config.adapter.method
+        raise ValueError(
+            f'--method {method} has no numbers to train; add it to a method that has: lora+{method}'
+        )
     layout = jp.shardings(plan, shapes, jax.tree.map(lambda x: x.sharding, params))
     if not fresh:
         return jax.tree.map(

@@ -10,8 +10,10 @@ from typing import Any
 import jax
 import tyro
 
-from train import cli, errors
+from train import cli, errors, outs, rundir
+from train import config as configs
 from train import mesh as meshes
+from train.config import Config
 from train.preflight import largest, memory, program, report, target
 from train.preflight.memory import Memory
 
@@ -41,7 +43,8 @@ class Options:
     hbm: float = 0.0
     """GiB of memory a chip, where it is not known or to be taken smaller."""
     labels: int = 0
-    """Labelled tokens an example at most. 0: 16, or all of them with --train_on_inputs."""
+    """Labelled tokens an example at most. 0: 16, more than a known data set's answers have; all of
+    them for a file of your own, and with --train_on_inputs."""
     largest: bool = False
     """Also find the largest --batch that fits; costs about five compilations."""
     out: str = ''
@@ -67,14 +70,25 @@ def _program(argv: Sequence[str]) -> None:
     config, notes = cli.parse(rest)
     for note in notes:
         print(note)
+    settings = settings_of(config, options)
+    if options.out:
+        outs.check_free(pathlib.Path(options.out), settings)
     place = target.find(options.topology, options.hbm)
     job = program.prepare(config, place, options.labels)
-    found = {'command': ' '.join(argv)} | run(job, place, config.optim.batch)
+    head = {'command': ' '.join(argv), 'config': settings}
+    found = head | run(job, place, config.optim.batch)
     if options.largest:
         found['largest'] = search(job, place, config.optim.batch)
     print(report.table(found))
     if options.out:
-        pathlib.Path(options.out).write_text(json.dumps(found, indent=1) + '\n')
+        rundir.write_json(pathlib.Path(options.out), found)
+
+
+def settings_of(config: Config, options: Options) -> dict[str, Any]:
+    """What two commands of one and the same preflight have in common, as JSON holds it."""
+    mine = {name: getattr(config.model, name) for name in ('mesh', 'attention')}
+    asked = {k: v for k, v in dataclasses.asdict(options).items() if k != 'out'}
+    return json.loads(json.dumps(configs.identity(config) | mine | asked))
 
 
 def _names(argv: Sequence[str], flag: str) -> bool:

@@ -15,13 +15,13 @@ from jax.sharding import Mesh
 import jaxpeft as jp
 from jaxpeft.models.hub import folder_of
 from jaxpeft.models.load import load_tokenizer
-from train import data, optimizer, packing, step
 from train import mesh as meshes
 from train import model as models
+from train import optimizer, packing, sources, step
 from train.config import Config
 from train.preflight.target import Target
 
-ANSWER = 16  # labelled tokens an example has at most: 'the correct answer is ...' has fewer
+ANSWER = 16  # labelled tokens of a known data set's example: 'the correct answer is ...' has fewer
 STEPS = 1000  # the length of the run changes no shape, only numbers of the schedule
 
 Tree = Any
@@ -67,10 +67,11 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
       config: the resolved configuration.
       target: the devices.
       labels: labelled tokens an example, as an upper bound; 0 for `ANSWER`, or all of them with
-        `--train_on_inputs` and for plain text.
+        `--train_on_inputs` and for the user's own file, whose answers nobody has read.
 
     Raises:
-      ValueError: an unknown model, a target that matches nothing, a mesh that does not fit.
+      ValueError: an unknown model, a target that matches nothing, a mesh that does not fit, and
+        whatever `train.run` refuses: nothing to train, a setting of the optimizer without effect.
     """
     mesh = meshes.make(config.model.mesh, target.devices)
     name, remat = config.model.model_name, config.model.remat
@@ -85,11 +86,12 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
     base = _placed(shapes, jp.models.base_shardings(shapes, mesh))
     plan = models.make_plan(config, model, base)
     state = models.adapter(config, plan, base, fresh=False)
+    optimizer.check(config.optim, state.params)
     forward = models.bound(plan, model, _tokenizer(name), training=True)
     rate = optimizer.schedule(config.optim, STEPS)
     tx = optimizer.make(config.optim, rate)
     programs = step.compile_programs(plan, forward, tx, rate, mesh, state.params, config.optim.seed)
-    all_of_them = config.data.train_on_inputs or data.is_text(config.data.dataset)
+    all_of_them = config.data.train_on_inputs or sources.is_own(config.data.dataset)
     labels = labels or (config.data.max_length if all_of_them else ANSWER)
     return Job(
         config, mesh, model, plan, programs.update, programs.shapes, state.consts, base, labels

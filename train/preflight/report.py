@@ -1,11 +1,9 @@
 """A preflight as one dict for JSON, and as a table of at most 100 columns."""
 
 import importlib.metadata
-import math
 from typing import Any
 
-import jax
-
+from train import model as models
 from train.preflight import floor as floors
 from train.preflight import flops, hlo, kept, traffic
 from train.preflight.memory import Memory
@@ -23,7 +21,7 @@ OWNERS = {
     'code': 'program',
     'padding': 'tiling of the arguments',
 }
-BOUND = 'an upper bound: packing puts several examples in a row'
+TAKEN = 'each example taken as of full length with {} labels; packing needs fewer rows'
 
 
 def build(job: Job, target: Target, shape: Shape, traced: Any, memory: Memory, text: str) -> dict:
@@ -42,7 +40,7 @@ def build(job: Job, target: Target, shape: Shape, traced: Any, memory: Memory, t
         'model': config.model.model_name,
         'method': config.adapter.method,
         'options': config.options,
-        'trained': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(job.train.params)),
+        'trained': models.count(job.plan, job.base, config.optim.seed),
         'dtype': config.model.dtype,
         'adapter_dtype': config.adapter.adapter_dtype,
         'remat': config.model.remat,
@@ -55,7 +53,7 @@ def build(job: Job, target: Target, shape: Shape, traced: Any, memory: Memory, t
             'versions': _versions(target),
         },
         'mesh': dict(job.mesh.shape),
-        'shape': {**shape._asdict(), 'note': BOUND},
+        'shape': {**shape._asdict(), 'note': TAKEN.format(min(job.labels, shape.width))},
         'fits': memory.fits,
         'memory': {**memory._asdict(), 'total': memory.total},
         'flops': {
