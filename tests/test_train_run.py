@@ -5,10 +5,8 @@ import json
 import pathlib
 import re
 import runpy
-import sys
-
-
 import shutil
+import sys
 
 import pytest
 import safetensors.numpy
@@ -260,3 +258,20 @@ def test_an_error_in_the_programs_own_file_is_a_message_as_well(command, monkeyp
         runpy.run_module(command.split()[0], run_name='__main__', alter_sys=True)
     assert ended.value.code == 2
     assert capsys.readouterr().err.startswith('error: ')
+
+
+@pytest.mark.parametrize(
+    ('name', 'text'),
+    [
+        ('config.json', '{"model_type": "gpt_neo"}'),  # a model's folder, such as --model_name's
+        ('config.json', 'no JSON'),
+        ('metrics.jsonl', '{"mine": 1}'),
+        ('report.md', '# mine'),
+    ],
+)
+def test_a_folder_with_files_of_someone_else_is_no_run_dir(name, text, tiny, tmp_path, capsys):
+    file = tmp_path / 'run' / name
+    file.parent.mkdir()
+    file.write_text(text)
+    assert f'holds {name}, and is no run' in refused(capsys, *flags(tiny, tmp_path))
+    assert file.read_text() == text

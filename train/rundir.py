@@ -15,6 +15,10 @@ from train import config as configs
 from train.config import Config
 
 CONTENT = 'content.json'  # digests of what the run is made of
+WRITTEN = (
+    'config.json', 'metrics.jsonl', 'results.json', 'before.json', 'report.md', 'adapter', 'plots',
+    'checkpoints', 'tensorboard',
+)  # fmt: skip
 
 
 class Place(NamedTuple):
@@ -79,6 +83,7 @@ def _look(config: Config, folder: pathlib.Path) -> Place:
             f'(--config {folder / "best.yaml"} takes its best settings there)'
         )
     saved, done = folder / 'config.json', folder / 'results.json'
+    _check_free(folder, saved)
     resumed = checkpoint.exists(folder / 'checkpoints')
     # A command that was refused leaves its config.json, and no run that one could lose.
     begun = saved.exists() and (resumed or done.exists() or (folder / 'before.json').exists())
@@ -99,6 +104,24 @@ def _look(config: Config, folder: pathlib.Path) -> Place:
     check_content(folder, content.of(config))
     results = json.loads(done.read_text()) if done.exists() else None
     return Place(folder, resumed, results)
+
+
+def _check_free(folder: pathlib.Path, saved: pathlib.Path) -> None:
+    """Refuses a folder with files of the names that a run writes, and no run's config.json."""
+    there = [name for name in WRITTEN if (folder / name).exists()]
+    if there and not _is_config(saved):
+        raise ValueError(
+            f'--run_dir {folder} holds {", ".join(there)}, and is no run: a run would write over '
+            'them; give it a folder of its own'
+        )
+
+
+def _is_config(file: pathlib.Path) -> bool:
+    """Whether a file is the config.json of a run; a model's folder has one of its own."""
+    try:
+        return {'method', 'dataset', 'model_name'} <= json.loads(file.read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def check_same(mine: dict[str, Any], there: dict[str, Any], folder: pathlib.Path) -> None:
