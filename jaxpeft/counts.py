@@ -45,13 +45,12 @@ def summary(plan: tree.Plan, state: base.State, params: base.Tree) -> str:
     leaves = dict(paths.flatten(params))
     rows: list[tuple[str, ...]] = [('path', 'method', 'kernel', 'rank', 'trainable')]
     for site in tree.sites(plan, params):
-        one = base.State(tree.leaves_of(state.params, site), tree.leaves_of(state.consts, site))
         shape = 'shared' if site.shared else 'module'
         if site.view is not None:
             shape = 'x'.join(map(str, leaves[site.path].shape))
         spec = site.method.spec
-        numbers = count(base.State({'site': one.params}, {'site': one.consts}))
-        rows.append((site.path, spec['name'], shape, str(spec.get('rank', '-')), f'{numbers:,}'))
+        numbers = f'{_count_at(site, state):,}'
+        rows.append((site.path, spec['name'], shape, str(spec.get('rank', '-')), numbers))
     total = sum(math.prod(leaf.shape) for leaf in leaves.values())
     trained = count(state)
     last = f'{trained:,} trainable over {total:,} frozen numbers: {100 * trained / total:.4f} %'
@@ -64,11 +63,16 @@ def _active(plan: tree.Plan, state: base.State, params: base.Tree) -> int:
     """The trainable numbers that one forward pass uses: a method may choose among its own."""
     total = 0
     for site in tree.sites(plan, params):
-        one = base.State(tree.leaves_of(state.params, site), tree.leaves_of(state.consts, site))
         name = site.method.spec['name']
         chosen = getattr(methods.module(name), 'active', None) if name in methods.names() else None
-        total += count(one) if chosen is None else chosen(site.method.spec)
+        total += _count_at(site, state) if chosen is None else chosen(site.method.spec)
     return total
+
+
+def _count_at(site: tree.Site, state: base.State) -> int:
+    """The trainable numbers of one site that act."""
+    one = (tree.leaves_of(part, site) for part in state)
+    return count(base.State(*({'site': leaves} for leaves in one)))
 
 
 def _table(rows: list[tuple[str, ...]], width: int = 100) -> list[str]:

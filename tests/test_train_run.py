@@ -137,6 +137,7 @@ def test_ranks_by_layer_are_told_when_a_run_continues(tiny, tmp_path, capsys):
     assert table.search(again)[0] == table.search(first)[0]
     trained = 2 * (4 + 2) * (32 + 32 + 1)  # q and v; ranks 4 and 2; a, b and the gate
     assert f'{trained:,} trainable over' in first
+    assert 'active in each forward pass' not in first  # all of them are
 
 
 def test_a_run_is_not_continued_on_other_data_or_another_base(tiny, tmp_path, capsys):
