@@ -101,6 +101,23 @@ def test_cached_left_padded_decoding_equals_plain(kind):
     assert cache['pos'][1, 3:12].tolist() == list(range(9))
 
 
+@pytest.mark.parametrize('kind', ['gpt_neo', 'llama'])
+def test_a_full_cache_takes_no_token_more(kind):
+    """The last slot would be written over: an error, or NaN where that is not known in time."""
+    model, params, apply = made(kind)
+    step = lambda t, cache: model.apply({'params': params}, t, cache=cache)
+    given = tokens(1, 9)
+    _, cache = apply(params, given[:, :7], cache=model.init_cache(1, 8))
+    logits, full = apply(params, given[:, 7:8], cache=cache)
+    assert np.isfinite(logits).all()
+    with pytest.raises(ValueError, match=r'room for tokens of shape \(1, 0\), got \(1, 1\)'):
+        step(given[:, 8:], full)
+    with pytest.raises(ValueError, match=r'room for tokens of shape \(1, 1\), got \(1, 2\)'):
+        step(given[:, 7:], cache)
+    assert np.isnan(apply(params, given[:, 8:], cache=full)[0]).all()
+    assert np.isnan(apply(params, given[:, 7:], cache=cache)[0]).all()
+
+
 def test_unrolled_cache():
     model = models.build(config('gpt_neo'), scan=False)
     params = models.unstack(made('gpt_neo')[1])

@@ -4,7 +4,8 @@ A cache is a plain dict, so that it is a pytree and can be donated:
 `{'k', 'v': [L, B, Hkv, S, D], 'pos', 'seg': [B, S] int32, 'index': int32 scalar}`, a head's
 keys side by side, so that a decoding step multiplies by them as they lie. Slots that were
 never written have segment 0 and are invisible. Rows share the index, so batches of prompts are
-LEFT-padded with segment 0.
+LEFT-padded with segment 0. Tokens beyond the last slot are an error, or NaN where the index is
+traced.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ def context(
     attention's rows `[G, R, T]`.
 
     Raises:
-      ValueError: shapes disagree, or more tokens come than the cache has slots.
+      ValueError: shapes disagree, or more tokens come than the cache has slots left (see `fitting`
+        where that is not known yet).
     """
     if spread is not None:
         return _spread_context(tokens, positions, segment_ids, cache, spread)
@@ -72,10 +74,10 @@ def context(
     if cache is None:
         pos = run_positions(seg) if positions is None else positions
         return Context(q_pos=pos, q_seg=seg, k_pos=pos, k_seg=seg)
-    if cache['pos'].shape[0] != tokens.shape[0] or tokens.shape[1] > cache['pos'].shape[1]:
-        raise ValueError(
-            f'the cache has room for tokens of shape {cache["pos"].shape}, got {tokens.shape}'
-        )
+    held = 0 if isinstance(cache['index'], jax.core.Tracer) else int(cache['index'])
+    room = (cache['pos'].shape[0], cache['pos'].shape[1] - held)
+    if room[0] != tokens.shape[0] or tokens.shape[1] > room[1]:
+        raise ValueError(f'the cache has room for tokens of shape {room}, got {tokens.shape}')
     pos = _continue(seg, cache) if positions is None else positions
     start = (0, cache['index'])
     return Context(
@@ -118,6 +120,17 @@ def run_positions(seg: Array) -> Array:
 def _continue(seg: Array, cache: Cache) -> Array:
     held = (seg[:, :, None] == cache['seg'][:, None, :]) & (cache['seg'] != 0)[:, None, :]
     return run_positions(seg) + held.sum(axis=-1, dtype=jnp.int32)
+
+
+def fitting(hidden: Array, cache: Cache | None) -> Array:
+    """Hidden states [B, T, D], NaN where the T tokens went beyond the cache's last slot.
+
+    Their keys were then written over older ones, which no caller would notice.
+    """
+    if cache is None:
+        return hidden
+    full = cache['index'] + hidden.shape[1] > cache['pos'].shape[1]
+    return jnp.where(full, jnp.nan, hidden)
 
 
 def append(cache: Cache, ctx: Context, k: Array, v: Array) -> Cache:

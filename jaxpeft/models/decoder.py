@@ -168,6 +168,7 @@ class Decoder(nn.Module):
         ctx = caches.context(tokens, positions, segment_ids, cache, spread)
         ctx = with_kernel(self, ctx, positions, segment_ids, packed)
         hidden, new = self.model(tokens, ctx, layer_inputs(self.config, cache))
+        hidden = caches.fitting(hidden, cache)
         out = run_head(self, _logits, hidden, select, labels, _head(self))
         return out if cache is None else (out, caches.append(cache, ctx, *new))
 

@@ -179,6 +179,7 @@ class GPTNeo(nn.Module):
         ctx = caches.context(tokens, positions, segment_ids, cache, spread)
         ctx = with_kernel(self, ctx, positions, segment_ids, packed)
         hidden, new = self.transformer(tokens, ctx, layer_inputs(self.config, cache))
+        hidden = caches.fitting(hidden, cache)
         out = run_head(self, _logits, hidden, select, labels, _head(self))
         return out if cache is None else (out, caches.append(cache, ctx, *new))
 
