@@ -67,7 +67,7 @@ REFUSED = [
     ({'rope_scaling': {'rope_type': 'yarn', 'factor': 4.0}}, "one of .*'llama3'.*got 'yarn'"),
     ({'rope_scaling': {'rope_type': 'llama3', 'factor': 4.0}}, "lacks 'low_freq_factor'"),
     ({'rope_parameters': {'rope_type': 'default', 'partial_rotary_factor': 0.5}}, 'partial_rotary'),
-    ({'use_sliding_window': True}, 'sliding-window'),
+    ({'use_sliding_window': True, 'max_window_layers': 2}, 'sliding-window'),
     ({'layer_types': ['full_attention', 'sliding_attention', 'full_attention']}, 'sliding-window'),
     ({'mlp_bias': True}, 'mlp_bias must be false'),
     ({'num_key_value_heads': 3}, 'multiple of num_key_value_heads, got 4 and 3'),
@@ -81,6 +81,19 @@ REFUSED = [
 def test_refused(change, message):
     with pytest.raises(ValueError, match=message):
         models.from_hf(ROTARY | {'model_type': 'qwen2'} | change)
+
+
+@pytest.mark.parametrize(
+    'keys',
+    [
+        {'quantization_config': None},
+        {'use_sliding_window': True, 'max_window_layers': 3},  # of 3: none slides
+        {'use_sliding_window': True, 'sliding_window': None, 'max_window_layers': 0},
+        {'use_sliding_window': True, 'layer_types': ['full_attention'] * 3, 'max_window_layers': 0},
+    ],
+)
+def test_options_that_change_nothing_are_taken(keys):
+    assert config('qwen2', **keys) == config('qwen2')
 
 
 def test_gpt_neo_refused():
@@ -137,3 +150,7 @@ def test_config_of_folder_and_unknown(tmp_path):
         models.config_of('EleutherAI/gpt-neo-1.4B')
     with pytest.raises(ValueError, match='no config is known'):
         models.config_of('someone/gpt-neo-1.3B')
+    for text, message in [('{"model_type": ', 'config.json is no JSON'), ('[]', 'got list')]:
+        (tmp_path / 'config.json').write_text(text)
+        with pytest.raises(ValueError, match=message):
+            models.config_of(str(tmp_path))

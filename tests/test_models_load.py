@@ -67,6 +67,10 @@ def test_sharded_index(tmp_path):
     (tmp_path / 'model.safetensors.index.json').write_text(json.dumps(index))
     with pytest.raises(ValueError, match=r"shards that are not there: \['model-00001-of"):
         models.load(tmp_path)
+    for text, message in [('{}', 'index.json lacks weight_map'), ('{', 'index.json is no JSON')]:
+        (tmp_path / 'model.safetensors.index.json').write_text(text)
+        with pytest.raises(ValueError, match=message):
+            models.load(tmp_path)
 
 
 def test_flax_msgpack(tmp_path):
@@ -160,6 +164,68 @@ def test_known_buffers_are_ignored(tmp_path):
     edit(tmp_path / 'llama', lambda t: t.pop('lm_head.weight'))  # not tied: its head must be there
     with pytest.raises(ValueError, match=r'missing .1.: lm_head.weight'):
         models.load(tmp_path / 'llama')
+
+
+EMBEDDINGS = {'gpt_neo': 'transformer.wte.weight', 'qwen2': 'model.embed_tokens.weight'}
+
+
+@pytest.mark.parametrize('kind', EMBEDDINGS)
+def test_a_tied_head_that_is_not_the_embedding(tmp_path, kind):
+    saved(tmp_path, kind)
+    other = np.random.default_rng(1).standard_normal((61, 16), np.float32)
+    edit(tmp_path, lambda t: t.update({'lm_head.weight': other}))
+    message = rf'lm_head.weight is not {EMBEDDINGS[kind]}.*"tie_word_embeddings": false'
+    with pytest.raises(ValueError, match=message):
+        models.load(tmp_path)
+    file = tmp_path / 'config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | {'tie_word_embeddings': False}))
+    np.testing.assert_array_equal(models.load(tmp_path)[1]['lm_head']['kernel'], other.T)
+
+
+@pytest.mark.parametrize('kind', EMBEDDINGS)
+def test_an_embedding_under_the_tied_heads_name(tmp_path, kind):
+    _, params = saved(tmp_path, kind)
+    edit(tmp_path, lambda t: t.update({'lm_head.weight': t.pop(EMBEDDINGS[kind])}))
+    same(models.load(tmp_path)[1], params)
+    edit(tmp_path, lambda t: t.update({'lm_head.weight': t['lm_head.weight'][:9].copy()}))
+    with pytest.raises(ValueError, match=r'lm_head.weight is \(9, 16\), expected \(61, 16\)'):
+        models.load(tmp_path)
+
+
+def test_end_tokens_of_the_generation_config(tmp_path):
+    """Chat models name the end of a turn there alone; saving keeps it, in both files."""
+    saved(tmp_path, 'qwen2')
+    (tmp_path / 'generation_config.json').write_text('{"eos_token_id": [7, 3]}')
+    model, params, _ = models.load(tmp_path)
+    assert model.config.eos_token_ids == (3, 7)
+    models.save_pretrained(tmp_path / 'again', model, params)
+    for file in ('config.json', 'generation_config.json'):
+        assert json.loads((tmp_path / 'again' / file).read_text())['eos_token_id'] == [3, 7]
+    (tmp_path / 'generation_config.json').write_text('{"eos_token_id": 5}')
+    assert models.config_of(str(tmp_path)).eos_token_ids == (3, 5)
+
+
+def test_tensors_that_are_no_floats_or_too_large(tmp_path):
+    name = 'model.norm.weight'
+    saved(tmp_path, 'llama')
+    edit(tmp_path, lambda t: t[name].__setitem__(3, -1e5))
+    assert models.load(tmp_path, dtype=jnp.bfloat16)[1]['model']['norm']['weight'][3] < -9e4
+    with pytest.raises(ValueError, match=rf'{name} holds 100000, and float16 ends at 65504'):
+        models.load(tmp_path, dtype=jnp.float16)
+    edit(tmp_path, lambda t: t.update({name: np.ones(16, np.int8)}))
+    with pytest.raises(ValueError, match=rf'{name} holds int8: .*the unquantized checkpoint'):
+        models.load(tmp_path)
+
+
+def test_saving_a_mix_of_half_precisions(tmp_path):
+    """Each tensor as it is; the config names the type that holds both."""
+    model, params = saved(tmp_path, 'llama')
+    mixed = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    mixed['lm_head']['kernel'] = params['lm_head']['kernel'].astype(np.float16)
+    models.save_pretrained(tmp_path, model, mixed)
+    assert json.loads((tmp_path / 'config.json').read_text())['dtype'] == 'float32'
+    assert load_file(tmp_path / SINGLE)['lm_head.weight'].dtype == np.float16
+    same(models.load(tmp_path)[1], jax.tree.map(lambda a: a.astype(np.float32), mixed))
 
 
 def test_dtypes(tmp_path):
@@ -308,8 +374,9 @@ def test_names_that_are_nowhere(tmp_path, monkeypatch):
         FileNotFoundError, match=r'(?s)cannot be reached.*hf download a/b --exclude'
     ):
         models.load('a/b')
-    with pytest.raises(FileNotFoundError, match='not a hub id of the form owner/name'):
-        models.load(str(tmp_path / 'nothing/here'))
+    for name in (str(tmp_path / 'nothing/here'), './nope', '../nope', '~/nope', 'nope/', 'a--b/c'):
+        with pytest.raises(FileNotFoundError, match='not a hub id of the form owner/name'):
+            models.load(name)
     (tmp_path / 'file').write_text('')
     with pytest.raises(FileNotFoundError, match=r'is a file; give the folder'):
         models.load(tmp_path / 'file')
@@ -321,16 +388,39 @@ def test_names_that_are_nowhere(tmp_path, monkeypatch):
         models.load('embedded')
 
 
-def test_embedded_and_tokenizer(tmp_path, monkeypatch):
-    """'embedded' is a folder like any other; a tokenizer is saved, and loaded if there."""
-    transformers = pytest.importorskip('transformers', reason='tokenizers are read by transformers')
+READER = 'tokenizers are read by transformers'
+
+
+def words():
+    """A tokenizer of three words."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
 
-    words = Tokenizer(WordLevel({'a': 0, 'b': 1, '?': 2}, unk_token='?'))
-    words.pre_tokenizer = Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words)
+    made = Tokenizer(WordLevel({'a': 0, 'b': 1, '?': 2}, unk_token='?'))
+    made.pre_tokenizer = Whitespace()
+    return made
+
+
+def test_a_tokenizer_of_more_tokens_than_the_embedding(tmp_path):
+    """What a text can give is refused; a padding token, as in published checkpoints, is told."""
+    transformers = pytest.importorskip('transformers', reason=READER)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words(), pad_token='<pad>')
+    model = models.build(config('llama', vocab_size=3))
+    models.save_pretrained(tmp_path, model, random_params(model), tokenizer)
+    with pytest.warns(UserWarning, match=r'below the 3 rows .*beyond it: <pad> \(special'):
+        read = models.load(tmp_path)[2]
+    assert read.pad_token_id == 3
+    tokenizer.add_tokens(['word'])
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r'beyond it: word\. Take the tokenizer of this model'):
+        models.load(tmp_path)
+
+
+def test_embedded_and_tokenizer(tmp_path, monkeypatch):
+    """'embedded' is a folder like any other; a tokenizer is saved, and loaded if there."""
+    transformers = pytest.importorskip('transformers', reason=READER)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words())
     _, params = saved(tmp_path, 'gpt_neo', tokenizer=tokenizer)
     monkeypatch.setattr(hub, 'EMBEDDED', tmp_path)
     model, got, read = models.load('embedded')
@@ -339,17 +429,20 @@ def test_embedded_and_tokenizer(tmp_path, monkeypatch):
     assert read('a b')['input_ids'] == [0, 1]
 
 
-def test_flax_msgpack_refusals(tmp_path):
+def test_flax_msgpack_refusals(tmp_path, monkeypatch):
     """Files that are cut off, or that hold something else than arrays, say so."""
     _, params = saved(tmp_path, 'gpt_neo')
     (tmp_path / SINGLE).unlink()
     file = tmp_path / 'flax_model.msgpack'
     whole = serialization.to_bytes(models.unstack(params))
+    with monkeypatch.context() as small:
+        small.setattr(serialization, 'MAX_CHUNK_SIZE', 61 * 16 * 4 - 1)  # of 1 GiB
+        chunked = serialization.to_bytes(models.unstack(params))
     for data, message in [
         (whole[:-5000], 'cut off|is damaged'),
         (b'\xc1', 'no Flax parameter file: type byte 0xc1 at 0'),
         (serialization.msgpack_serialize({'step': 3}), 'step must be an array, got 3'),
-        (serialization.msgpack_serialize({'x': {'__msgpack_chunked_array__': 1}}), 'above 1 GiB'),
+        (chunked, 'c_fc/kernel is above 1 GiB'),
         (b'\x07', 'must hold a map of parameters'),
     ]:
         file.write_bytes(data)

@@ -84,7 +84,7 @@ def from_hf(hf: Mapping[str, Any], name: str = '') -> ModelConfig:
             f'model_type must be one of {sorted(MODEL_TYPES)}, got {model_type!r} '
             f'in {name or "the config"}; {nearest(str(model_type), MODEL_TYPES)}'
         )
-    if 'quantization_config' in hf:
+    if hf.get('quantization_config'):
         raise ValueError(
             f'{name or "the config"} has a quantization_config: the base must hold plain float '
             'weights; use the unquantized checkpoint'
@@ -162,12 +162,16 @@ def _get(hf: Mapping[str, Any], key: str, name: str) -> Any:
     return hf[key]
 
 
-def _tokens(hf: Mapping[str, Any]) -> dict[str, Any]:
+def end_ids(hf: Mapping[str, Any]) -> tuple[int, ...]:
+    """`eos_token_id` of a `config.json` or `generation_config.json`: none, one or several."""
     eos = hf.get('eos_token_id')
-    many = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    return () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+
+
+def _tokens(hf: Mapping[str, Any]) -> dict[str, Any]:
     return {
         'bos_token_id': hf.get('bos_token_id'),
-        'eos_token_ids': many,
+        'eos_token_ids': end_ids(hf),
         'pad_token_id': hf.get('pad_token_id'),
     }
 
@@ -208,7 +212,7 @@ def _decoder(hf: Mapping[str, Any], name: str) -> ModelConfig:
     )
     if hf.get('mlp_bias'):
         raise ValueError(f'mlp_bias must be false: the feed-forward has no bias; {name} sets it')
-    if hf.get('use_sliding_window') or 'sliding_attention' in (hf.get('layer_types') or ()):
+    if _slides(hf, layers):
         raise ValueError(
             f'sliding-window attention is not computed by this model; {name} switches it on'
         )
@@ -238,6 +242,14 @@ def _decoder(hf: Mapping[str, Any], name: str) -> ModelConfig:
         name=name,
         **_tokens(hf),
     )
+
+
+def _slides(hf: Mapping[str, Any], layers: int) -> bool:
+    """Whether a layer's attention is local, by the rules (and defaults) of transformers' Qwen."""
+    if hf.get('layer_types'):
+        return 'sliding_attention' in hf['layer_types']
+    window = hf.get('sliding_window', 4096) if hf.get('use_sliding_window') else None
+    return window is not None and hf.get('max_window_layers', 28) < layers
 
 
 def _rope(hf: Mapping[str, Any], name: str) -> tuple[float, tuple[tuple[str, Any], ...]]:

@@ -21,6 +21,7 @@ LISTS = {0xDC: 2, 0xDD: 4}
 TEXTS = {0xD9: 1, 0xDA: 2}
 BUFFERS = {0xC4: 1, 0xC5: 2, 0xC6: 4}
 INTEGERS = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+BOOLEANS = {0xC2: False, 0xC3: True}
 EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
@@ -82,6 +83,8 @@ def _value(f: BinaryIO, file: pathlib.Path) -> Any:
     if kind < 0xC0 or kind in TEXTS:
         size = _uint(f, TEXTS[kind]) if kind in TEXTS else kind & 0x1F
         return f.read(size).decode()
+    if kind in BOOLEANS:
+        return BOOLEANS[kind]
     if kind in INTEGERS:
         return _uint(f, INTEGERS[kind])
     if kind in BUFFERS:

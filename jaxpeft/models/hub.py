@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-import re
 
 EMBEDDED = pathlib.Path(__file__).resolve().parents[1] / 'assets' / 'tiny_gpt_neo'
-REPO_ID = re.compile(r'[\w.-]+(/[\w.-]+)?')
 COMMON = ['*.json', 'tokenizer*', '*.model', 'merges.txt', 'vocab.txt']
 SAFE = ['model.safetensors', 'model-*.safetensors']
 MSGPACK = ['flax_model.msgpack']
@@ -32,12 +30,18 @@ def folder_of(name: str) -> pathlib.Path:
         raise FileNotFoundError(
             f'{name} is a file; give the folder that holds config.json and the weights'
         )
-    if not REPO_ID.fullmatch(name):
-        raise FileNotFoundError(f'no folder {name}, and it is not a hub id of the form owner/name')
     return _download(name)
 
 
 def _download(name: str) -> pathlib.Path:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise FileNotFoundError(
+            f'no folder {name}, and it is not a hub id of the form owner/name'
+        ) from error
     folder = _snapshot(name, COMMON + SAFE)
     if not any(folder.glob('model*.safetensors')):
         # Some early repositories have Flax weights and no safetensors; asking for both would

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -14,15 +14,20 @@ import numpy as np
 from flax import linen as nn
 
 from jaxpeft.models import names
-from jaxpeft.models.config import ModelConfig, from_hf
+from jaxpeft.models.config import ModelConfig, end_ids, from_hf
 from jaxpeft.models.decoder import Decoder
 from jaxpeft.models.gpt_neo import GPTNeo
 from jaxpeft.models.hub import folder_of
-from jaxpeft.models.source import Source, open_source
+from jaxpeft.models.source import Source, open_source, read_json
 
 Tree = Any
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json')
-SHOWN = 8  # tensor names in one error message
+SHOWN = 8  # names in one error message
+HEAD = ('lm_head', 'kernel')
+EMBEDDING = {
+    'gpt_neo': ('transformer', 'wte', 'embedding'),
+    'decoder': ('model', 'embed_tokens', 'embedding'),
+}
 
 
 def build(
@@ -91,8 +96,9 @@ def load(
       - with `cache` (`model.init_cache(batch, length)`): a pair of the above and the new cache.
 
     Raises:
-      ValueError: unknown model type or option, weights only as a pickle, or tensors missing,
-        unexpected or misshaped.
+      ValueError: unknown model type or option, a broken file, weights only as a pickle, tensors
+        missing, unexpected, misshaped, not of floats or too large for `dtype`, a head that is not
+        the embedding that the config ties it to, or a tokenizer of more tokens than the embedding.
       FileNotFoundError: no such folder, or a hub id that is neither cached nor reachable.
     """
     folder = folder_of(str(name_or_dir))
@@ -101,18 +107,27 @@ def load(
     shapes = param_shapes(model)
     if callable(shardings):
         shardings = shardings(shapes)
-    source = open_source(folder)
+    source = tied(open_source(folder), config)
     check(source, shapes, config)
-    return model, read_params(source, shapes, shardings), load_tokenizer(folder)
+    check_head(source, config)
+    tokenizer = load_tokenizer(folder)
+    check_tokenizer(tokenizer, config)
+    return model, read_params(source, shapes, shardings), tokenizer
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:
-    """The `config.json` of a folder."""
+    """The `config.json` of a folder, with the end tokens that `generation_config.json` adds.
+
+    Chat models name the token that ends a turn in the second file alone.
+    """
     file = folder / 'config.json'
     if not file.exists():
         here = sorted(p.name for p in folder.iterdir())
         raise FileNotFoundError(f'{folder} must hold a config.json; it holds {here}')
-    return from_hf(json.loads(file.read_text()), name=str(folder))
+    config, beside = from_hf(read_json(file), name=str(folder)), folder / 'generation_config.json'
+    more = end_ids(read_json(beside)) if beside.exists() else ()
+    ends = tuple(dict.fromkeys((*config.eos_token_ids, *more)))
+    return dataclasses.replace(config, eos_token_ids=ends)
 
 
 def load_tokenizer(folder: pathlib.Path) -> Any:
@@ -130,6 +145,57 @@ def _without_torch(record: logging.LogRecord) -> bool:
     return 'PyTorch was not found' not in str(record.msg)
 
 
+def check_tokenizer(tokenizer: Any, config: ModelConfig) -> None:
+    """Compares the tokenizer's ids with the rows of the embedding, which may be more.
+
+    Special tokens beyond it are a warning: published checkpoints have a padding token there that no
+    text brings forth, and transformers loads them.
+
+    Raises:
+      ValueError: a token beyond it that is found in ordinary text, where it would give NaN.
+    """
+    vocabulary = {} if tokenizer is None else tokenizer.get_vocab()
+    beyond = {token: i for token, i in vocabulary.items() if i >= config.vocab_size}
+    if not beyond:
+        return
+    added = tokenizer.added_tokens_decoder
+    plain = [token for token, i in beyond.items() if i not in added or not added[i].special]
+    said = (
+        f"the tokenizer's ids must be below the {config.vocab_size} rows of the embedding of "
+        f'{config.name}; beyond it: {_show(sorted(plain or beyond))}'
+    )
+    if plain:
+        raise ValueError(said + '. Take the tokenizer of this model, or resize the embedding')
+    warnings.warn(said + ' (special tokens: a text that holds one gives NaN)', stacklevel=3)
+
+
+def tied(source: Source, config: ModelConfig) -> Source:
+    """The source of a model whose embedding may stand under the tied head's name alone."""
+    own, head = source.name(EMBEDDING[config.family]), source.name(HEAD)
+    alone = head in source.shapes and own not in source.shapes
+    if not (config.tie_embeddings and source.transposed and alone):
+        return source
+    name = source.name
+    return source._replace(name=lambda path: head if name(path) == own else name(path))
+
+
+def check_head(source: Source, config: ModelConfig) -> None:
+    """Compares a head with the embedding that the config ties it to.
+
+    Raises:
+      ValueError: they differ, so that the config, or the head, is wrong.
+    """
+    own, head = source.name(EMBEDDING[config.family]), source.name(HEAD)
+    if not config.tie_embeddings or head not in source.shapes or own == head:
+        return
+    embedding, kernel = (source.read(name).astype(np.float32, copy=False) for name in (own, head))
+    if not np.array_equal(embedding, kernel if source.transposed else kernel.T, equal_nan=True):
+        raise ValueError(
+            f'{source.label}: {head} is not {own}, to which config.json ties it; set '
+            f'"tie_word_embeddings": false there to use it, or remove {head}'
+        )
+
+
 def check(source: Source, shapes: Tree, config: ModelConfig) -> None:
     """Compares names and shapes before a byte of weights is read.
 
@@ -142,8 +208,8 @@ def check(source: Source, shapes: Tree, config: ModelConfig) -> None:
             turn = source.transposed and names.is_kernel(path)
             expected[source.name(one)] = shape[::-1] if turn else shape
     extra = source.shapes.keys() - expected.keys()
-    tied = {source.name(('lm_head', 'kernel'))} if config.tie_embeddings else set()
-    extra = {name for name in extra - tied if not names.IGNORABLE.fullmatch(name.replace('/', '.'))}
+    head = {source.name(HEAD)} if config.tie_embeddings else set()
+    extra = {name for name in extra - head if not names.IGNORABLE.fullmatch(name.replace('/', '.'))}
     wrong = [
         f'{name} is {source.shapes[name]}, expected {shape}'
         for name, shape in expected.items()
@@ -162,7 +228,11 @@ def check(source: Source, shapes: Tree, config: ModelConfig) -> None:
 
 
 def read_params(source: Source, shapes: Tree, shardings: Tree = None) -> Tree:
-    """Fills the tree leaf by leaf; the host holds one leaf at a time."""
+    """Fills the tree leaf by leaf; the host holds one leaf at a time.
+
+    Raises:
+      ValueError: a tensor that is not of floats, or too large for the leaf's dtype.
+    """
     places = dict(names.flatten(shardings)) if shardings is not None else {}
     out: dict[names.Path, jax.Array] = {}
     for path, leaf in names.flatten(shapes):
@@ -170,6 +240,7 @@ def read_params(source: Source, shapes: Tree, shardings: Tree = None) -> Tree:
         turn = source.transposed and names.is_kernel(path)
         for layer, (one, _) in enumerate(_slices(path, leaf)):
             tensor = source.read(source.name(one))
+            _check_range(tensor, leaf.dtype, f'{source.label}: {source.name(one)}')
             target = value[layer] if names.is_stacked(path) else value
             target[...] = tensor.T if turn else tensor  # casts while it copies
             del tensor
@@ -177,6 +248,23 @@ def read_params(source: Source, shapes: Tree, shardings: Tree = None) -> Tree:
         out[path] = jax.block_until_ready(jax.device_put(value, places.get(path)))
         del value, target
     return names.unflatten(out)
+
+
+def _check_range(tensor: np.ndarray, dtype: Any, what: str) -> None:
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        raise ValueError(
+            f'{what} holds {tensor.dtype}: the base must hold plain float weights; use the '
+            'unquantized checkpoint'
+        )
+    limit = jnp.finfo(dtype)
+    if jnp.finfo(tensor.dtype).maxexp <= limit.maxexp:
+        return
+    largest = float(max(tensor.max(), -tensor.min()))
+    if largest > float(limit.max):
+        raise ValueError(
+            f'{what} holds {largest:.6g}, and {limit.dtype} ends at {float(limit.max):g}; load it '
+            'with dtype bfloat16 or float32'
+        )
 
 
 def _slices(path: names.Path, leaf: Any) -> list[tuple[names.Path, tuple[int, ...]]]:

@@ -8,6 +8,8 @@ import os
 import pathlib
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxpeft.models import names
@@ -52,14 +54,16 @@ def save_pretrained(
     """
     leaves = dict(names.flatten(params))
     _check(model, leaves)
+    # JAX's rules: numpy knows no common type of bfloat16 and float16.
+    with jax.numpy_dtype_promotion('standard'):
+        dtype = str(jnp.result_type(*{leaf.dtype for leaf in leaves.values()}))
     folder = pathlib.Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     written = _write_weights(folder, leaves, _shards(leaves, max_shard_bytes))
     for old in folder.glob('model*.safetensors*'):
         if old.name not in written:
             old.unlink()
-    dtypes = [leaf.dtype for leaf in leaves.values()]
-    _write_json(folder / 'config.json', to_hf(model.config, str(np.result_type(*dtypes))))
+    _write_json(folder / 'config.json', to_hf(model.config, dtype))
     _write_json(folder / 'generation_config.json', _generation(model.config))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))

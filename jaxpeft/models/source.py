@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,13 +47,16 @@ def open_source(folder: pathlib.Path) -> Source:
     """The weights of a folder: safetensors first, then Flax msgpack.
 
     Raises:
-      ValueError: a shard of the index is missing, only a torch pickle is there, or no weights at
-        all.
+      ValueError: a broken index, a shard of it that is missing, only a torch pickle, or no weights
+        at all.
     """
     if (folder / SINGLE).exists():
         return _safetensors(folder, [SINGLE], SINGLE)
     if (folder / INDEX).exists():
-        where = json.loads((folder / INDEX).read_text())['weight_map']
+        index = read_json(folder / INDEX)
+        if 'weight_map' not in index:
+            raise ValueError(f'{folder / INDEX} lacks weight_map; its keys are {sorted(index)}')
+        where = index['weight_map']
         return _safetensors(folder, sorted(set(where.values())), INDEX)
     if (folder / FLAX).exists():
         return _msgpack(folder / FLAX)
@@ -67,6 +70,21 @@ def open_source(folder: pathlib.Path) -> Source:
         f'{folder} must hold {SINGLE}, {INDEX} or {FLAX}; it holds {here}. '
         'If the hub has only pytorch_model.bin: ' + CONVERT.format(folder=folder)
     )
+
+
+def read_json(file: pathlib.Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+      ValueError: it is no JSON, or no object.
+    """
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f'{file} is no JSON ({error}): write it again') from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{file} must hold a JSON object, got {type(found).__name__}')
+    return found
 
 
 def _safetensors(folder: pathlib.Path, files: list[str], label: str) -> Source:
