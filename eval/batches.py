@@ -124,7 +124,7 @@ def make(
       (prefix int32 [P], list of Batch, longest first so that memory runs out at once or never).
 
     Raises:
-      ValueError: no prompts, an empty prompt, or batch < 1.
+      ValueError: no prompts, an empty prompt, one beyond `longest`, or batch < 1.
     """
     if not prompts or min(map(len, prompts)) == 0 or batch < 1:
         raise ValueError(
@@ -149,8 +149,23 @@ def _even(total: int, batch: int, multiple: int) -> int:
     return -(-rows // multiple) * multiple
 
 
+def least(sizes: Sequence[int], length: int) -> int:
+    """The first of ascending sizes that holds a row.
+
+    Raises:
+      ValueError: none does.
+    """
+    for size in sizes:
+        if size >= length:
+            return size
+    raise ValueError(
+        f'a row of {length} tokens (besides what all rows begin with) is too long: the model has '
+        f'positions for {sizes[-1]}. Shorten it, or take another model'
+    )
+
+
 def _pad(rows: list[np.ndarray], numbers: np.ndarray, size: int, sizes: list[int]) -> Batch:
-    width = next(w for w in sizes if w >= len(rows[0]))
+    width = least(sizes, len(rows[0]))
     rows = rows + [rows[-1]] * (size - len(rows))
     tokens = np.zeros((size, width), np.int32)
     for out, row in zip(tokens, rows, strict=True):

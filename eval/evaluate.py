@@ -99,12 +99,15 @@ def evaluate(
     Raises:
       ValueError: unknown decoding or task, a task without rows, no end token, or a prompt longer
         than the model's positions.
+      FloatingPointError: a likelihood or logits that are not finite.
     """
     names = _names(tasks, rows)
     if decoding == 'fixed':
         print(f'warning: {FIXED_WARNING}', file=sys.stderr)
     asked = questions.build({name: rows[name] for name in names}, tokenizer, style)
-    with rows_bar(decoding, len(asked), progress) as advance:
+    unit = 'labels' if decoding == 'loglik' else 'rows'
+    total = sum(len(q.outputs) for q in asked) if decoding == 'loglik' else len(asked)
+    with rows_bar(decoding, total, progress, unit) as advance:
         said = _ask(
             (forward, state, params, model), tokenizer, asked, decoding,
             batch=batch, new_tokens=max_new_tokens, beams=beams, seed=seed, advance=advance,
@@ -141,16 +144,15 @@ def _ask(parts, tokenizer, asked, decoding, *, batch, new_tokens, beams, seed, a
         outputs = [q.outputs for q in asked]
         scores = scoring.loglik(*parts, prompts, outputs, batch=batch, advance=advance)
         return [_best(q, s) for q, s in zip(asked, scores, strict=True)]
-    if tokenizer.eos_token_id is None:
-        raise ValueError('generation needs to know where to stop: the tokenizer has no EOS token')
+    eos = decode.ends(tokenizer, parts[-1].config)
     tokens = decode.generate(
         *parts, prompts,
-        new_tokens=new_tokens, eos=tokenizer.eos_token_id, batch=batch, seed=seed, advance=advance,
+        new_tokens=new_tokens, eos=eos, batch=batch, seed=seed, advance=advance,
         sampling=FIXED if decoding == 'fixed' else GREEDY,
         beams=beams if decoding == 'beam' else 1,
     )  # fmt: skip
-    ends = _FIXED_ENDS if decoding == 'fixed' else ()
-    return [_parse(q, tokenizer, t, ends) for q, t in zip(asked, tokens, strict=True)]
+    cuts = _FIXED_ENDS if decoding == 'fixed' else ()
+    return [_parse(q, tokenizer, t, cuts) for q, t in zip(asked, tokens, strict=True)]
 
 
 def _best(question: Question, scores: np.ndarray) -> Answer:

@@ -112,11 +112,11 @@ def texts_for(args: Args, model: Subject) -> list[str]:
     """The generated text of each prompt, without the prompt.
 
     Raises:
-      ValueError: settings out of range, a tokenizer without end token, a prompt that is too long.
+      ValueError: settings out of range, a model without end token, a prompt that is too long.
+      FloatingPointError: logits that are not finite.
     """
     tokenizer = model.tokenizer
-    if tokenizer.eos_token_id is None:
-        raise ValueError('generation needs to know where to stop: the tokenizer has no EOS token')
+    ends = decode.ends(tokenizer, model.model.config)
     if args.raw:
         prompts = [np.asarray(tokenizer(text)['input_ids'], np.int32) for text in args.prompt]
     else:
@@ -130,7 +130,7 @@ def texts_for(args: Args, model: Subject) -> list[str]:
             model.model,
             prompts,
             new_tokens=args.max_new_tokens,
-            eos=tokenizer.eos_token_id,
+            eos=ends,
             batch=args.batch,
             sampling=Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty),
             beams=args.num_beams,

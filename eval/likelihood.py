@@ -1,9 +1,8 @@
 """Absolute log-likelihoods of continuations, and whether greedy decoding would write them.
 
-What `eval.scoring` computes up to a constant of the row, this computes in full, for requests of any
-shape: contexts that several continuations share run once, and the continuations go on from their
-cache. Where the cache would not fit the model's positions (a text cut to their number) and for the
-windows of a long text, whole sequences run instead.
+For requests of any shape: contexts that several continuations share run once, and the continuations
+go on from their cache. Where the cache would not fit the model's positions (a text cut to their
+number) and for the windows of a long text, whole sequences run instead.
 """
 
 import functools
@@ -14,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval import batches, placement
-from eval.prefill import prefill, prefix_cache
-from eval.scoring import continued
+from eval import batches, finite, placement
+from eval.prefill import prefill, ready
 
 LOGITS = 1 << 26  # floats of logits that exist at one time at most: 256 MiB
 
@@ -61,14 +59,36 @@ def loglik(
 
     Returns:
       For each pair (sum of the token log-probabilities, is it what greedy decoding gives).
+
+    Raises:
+      ValueError: batch < 1, or a pair beyond the model's positions.
+      FloatingPointError: a log-probability that is not finite.
     """
-    groups = _by_context(pairs)
-    shapes = _shapes_of(groups, pairs, batches.compile_price(params))
+    shapes = _shapes_of(_by_context(pairs), pairs, batches.compile_price(params))
+    return grouped((forward, state, params, model), pairs, shapes, batch, advance)
+
+
+def grouped(
+    parts: tuple[Callable, Any, Any, Any],
+    pairs: Sequence[Pair],
+    shapes: Mapping[Shape, Sequence[list[int]]],
+    batch: int,
+    advance: Callable[[int], Any],
+) -> list[tuple[float, bool]]:
+    """`loglik` of pairs whose batches' shapes are chosen.
+
+    Args:
+      parts: forward, state, params and model.
+      pairs: the requests.
+      shapes: of each shape the groups of pairs, by their numbers, that share a context.
+      batch: see `loglik`.
+      advance: see `loglik`.
+    """
+    max_positions = parts[-1].config.max_positions
     found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
     tight: list[int] = []
-    parts = (forward, state, params, model)
     for shape, own in shapes.items():
-        fits = model.config.max_positions - shape.tokens + 1  # the last token is not fed
+        fits = max_positions - shape.tokens + 1  # the last token is not fed
         roomy = [g for g in own if len(pairs[g[0]].context) <= fits]
         tight += [i for g in own if len(pairs[g[0]].context) > fits for i in g]
         if roomy:
@@ -150,17 +170,14 @@ def _grouped(parts, pairs, groups, shape, batch, found, advance) -> None:
     forward, state, params, model = parts
     contexts = [pairs[g[0]].context for g in groups]
     wide = max(1, LOGITS // (shape.tokens * model.config.vocab_size))
-    place, size, multiple = placement.rows(params, min(batch, wide))
-    longest = model.config.max_positions - shape.tokens + 1
-    price = batches.compile_price(params)
-    start, made = batches.make(contexts, size, multiple=multiple, longest=longest, price=price)
-    prefix = prefix_cache(forward, model, state, params, start)
+    place, prefix, made = ready(parts, contexts, min(batch, wide), spare=shape.tokens - 1)
     for part in made:
         tails, lengths = _pack(
             [[pairs[i].continuation for i in groups[r]] for r in part.rows], shape
         )
         arrays = place(part.tokens, part.lengths, tails, lengths)
         logp, hit = map(np.asarray, _score(forward, model, state, params, prefix, *arrays))
+        finite.check(np.isfinite(logp[lengths > 0]), 'a continuation')
         for r, sums, hits in zip(part.numbers, logp, hit, strict=False):
             for i, total, greedy in zip(groups[r], sums, hits, strict=False):
                 found[i] = (float(total), bool(greedy))
@@ -180,10 +197,50 @@ def _pack(rows: Sequence[Sequence[np.ndarray]], shape: Shape) -> tuple[np.ndarra
 
 @functools.partial(jax.jit, static_argnames=('forward', 'model'))
 def _score(forward, model, state, params, prefix, tokens, lengths, tails, tail_lengths):
-    """One batch: ([B, C] log-probabilities, [B, C] greedy), see `eval.scoring.continued`."""
+    """One batch of `_grouped`.
+
+    Args:
+      forward: static.
+      model: static.
+      state: adapter.
+      params: base.
+      prefix: cache of the tokens that all rows begin with, or None.
+      tokens: int32 [B, T], left-padded.
+      lengths: int32 [B].
+      tails: int32 [B, C, M], right-padded.
+      tail_lengths: int32 [B, C], 0 where a row has fewer than C candidates.
+
+    Returns:
+      (float32 [B, C] summed log-probabilities, bool [B, C] whether each token of a candidate was
+      the most likely one).
+    """
     run = functools.partial(forward, state, {'params': params})
-    logits, cache, start = prefill(run, model, prefix, tokens, lengths, tails.shape[2] - 1)
-    return continued(run, logits, cache, start, tails, tail_lengths)
+    M = tails.shape[2]
+    logits, cache, start = prefill(run, model, prefix, tokens, lengths, M - 1)
+    total = jnp.take_along_axis(jax.nn.log_softmax(logits), tails[:, :, 0], axis=1)  # [B, C]
+    likeliest = jnp.argmax(logits, axis=1)[:, None] == tails[:, :, 0]
+    if M == 1:
+        return total, likeliest
+    slots = jnp.arange(M - 1, dtype=jnp.int32)[None, :]
+    positions = start[:, None] + slots
+
+    def rest(candidate):
+        tail, length = candidate  # [B, M], [B]
+        logits, _ = run(
+            tail[:, :-1],
+            positions=positions,
+            segment_ids=(slots < length[:, None]).astype(jnp.int32),
+            cache=cache,
+        )
+        counted = slots + 1 < length[:, None]
+        logp = jax.nn.log_softmax(logits)  # [B, M - 1, V]
+        logp = jnp.take_along_axis(logp, tail[:, 1:, None], axis=2)[:, :, 0]
+        hit = (jnp.argmax(logits, axis=2) == tail[:, 1:]) | ~counted
+        return jnp.where(counted, logp, 0.0).sum(axis=1), hit.all(axis=1)
+
+    # one candidate after the other: the cache is shared, not copied C times
+    more, hits = jax.lax.map(rest, (jnp.moveaxis(tails, 1, 0), jnp.moveaxis(tail_lengths, 1, 0)))
+    return total + more.T, likeliest & hits.T
 
 
 def sequences(
@@ -209,7 +266,13 @@ def sequences(
       greedy: also compare with the likeliest tokens, which needs all logits of the continuations;
         without, the head runs in chunks and the second entries are False.
       advance: called with the pairs done after each batch.
+
+    Raises:
+      ValueError: batch < 1, or a pair beyond the model's positions.
+      FloatingPointError: a log-probability that is not finite.
     """
+    if not pairs:
+        return []
     texts = [np.concatenate([p.context, p.continuation])[:-1].astype(np.int32) for p in pairs]
     order = sorted(range(len(pairs)), key=lambda i: (-len(texts[i]), i))
     M = max(len(p.continuation) for p in pairs)
@@ -221,9 +284,10 @@ def sequences(
     found: list[tuple[float, bool]] = [(0.0, False)] * len(pairs)
     for group in groups:
         rows = group + group[-1:] * (size - len(group))
-        width = next(w for w in sizes if w >= len(texts[group[0]]))
+        width = batches.least(sizes, len(texts[group[0]]))
         arrays = place(*_rows([texts[i] for i in rows], [pairs[i] for i in rows], width, M))
         logp, hit = map(np.asarray, _whole(forward, state, params, *arrays, greedy=greedy))
+        finite.check(np.isfinite(logp), 'a continuation')
         for i, total, likeliest in zip(group, logp, hit, strict=False):
             found[i] = (float(total), bool(likeliest))
         advance(len(group))

@@ -15,7 +15,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from eval import gen_kwargs, likelihood, subject, until
+from eval import decode, gen_kwargs, likelihood, subject, until
 from eval.bar import rows_bar
 from eval.likelihood import Pair
 from eval.sampling import Sampling
@@ -170,7 +170,7 @@ class JaxPEFT(TemplateLM):
         with rows_bar('windows', len(pairs), self._shown(disable_tqdm)) as advance:
             found = likelihood.sequences(
                 *self._parts, pairs, batch=self.batch_size, advance=advance
-            ) if pairs else []  # fmt: skip
+            )
         for owner, (logp, _) in zip(owners, found, strict=True):
             totals[owner] += logp
         for request, total in zip(requests, totals, strict=True):
@@ -227,11 +227,7 @@ class JaxPEFT(TemplateLM):
 
     def _ends(self) -> tuple[int, ...]:
         """The tokens that end a text: the tokenizer's, and those of the model's config."""
-        own = () if self.eot_token_id is None else (self.eot_token_id,)
-        ends = tuple(dict.fromkeys((*own, *self.subject.model.config.eos_token_ids)))
-        if not ends:
-            raise ValueError('generation needs to know where to stop: there is no EOS token')
-        return ends
+        return decode.ends(self.tokenizer, self.subject.model.config)
 
     def _text(self, row: np.ndarray) -> str:
         return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-_ROW_AXES = ('data', 'fsdp')
+from jaxpeft.models.sharding import ROWS
 
 
 def rows(params: Any, batch: int) -> tuple[Callable[..., tuple], int, int]:
@@ -21,13 +21,18 @@ def rows(params: Any, batch: int) -> tuple[Callable[..., tuple], int, int]:
       (place, size, multiple): `place(*arrays)` gives each array [B, ...] split over the mesh's data
       and fsdp axes (unchanged when there is one device); `size` is `batch` rounded up to the
       `multiple` of rows that divides evenly.
+
+    Raises:
+      ValueError: batch < 1.
     """
+    if batch < 1:
+        raise ValueError(f'batch must be at least 1, got {batch}')
     meshes = [
         leaf.sharding.mesh
         for leaf in jax.tree.leaves(params)
         if isinstance(getattr(leaf, 'sharding', None), NamedSharding)
     ]
-    axes = tuple(a for a in _ROW_AXES if meshes and a in meshes[0].axis_names)
+    axes = tuple(a for a in ROWS if meshes and a in meshes[0].axis_names)
     parts = int(np.prod([meshes[0].shape[a] for a in axes])) if axes else 1
     if parts == 1:
         return lambda *arrays: arrays, batch, 1

@@ -1,16 +1,18 @@
 """The first pass over a batch of prompts, which greedy, sampled, beam and scoring all share.
 
-The tokens that all prompts of an evaluation begin with run once, for one row (`prefix_cache`);
-every batch starts from copies of their keys and values (`prefill`).
+The tokens that all prompts of an evaluation begin with run once, for one row (`ready`); every batch
+starts from copies of their keys and values (`prefill`).
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from eval import batches, placement
 
 Cache = dict[str, jax.Array]
 _ROW_AXIS = {'k': 1, 'v': 1, 'pos': 0, 'seg': 0}  # of a cache's leaves
@@ -34,9 +36,38 @@ def _prefix(forward, model, state, params, tokens):
     return cache
 
 
-def prefix_cache(forward: Callable, model: Any, state, params, tokens: np.ndarray) -> Cache | None:
-    """The cache of one row that has read `tokens` int32 [P]; None when P is 0."""
-    return _prefix(forward, model, state, params, tokens) if len(tokens) else None
+def ready(
+    parts: tuple[Callable, Any, Any, Any],
+    prompts: Sequence[np.ndarray],
+    batch: int,
+    *,
+    spare: int,
+    share: bool = True,
+) -> tuple[Callable[..., tuple], Cache | None, list[batches.Batch]]:
+    """Prompts in batches, and what they all begin with.
+
+    Args:
+      parts: forward, state, params and model.
+      prompts: token arrays; each leaves `spare` of the model's positions.
+      batch: rows a batch at most.
+      spare: tokens that follow a prompt in the cache.
+      share: look for what all prompts begin with.
+
+    Returns:
+      (place, which puts a batch's arrays where its rows live; the cache of one row that has read
+      the shared tokens, None without; the batches).
+
+    Raises:
+      ValueError: see `batches.make`.
+    """
+    forward, state, params, model = parts
+    place, size, multiple = placement.rows(params, batch)
+    start, made = batches.make(
+        prompts, size, share=share, multiple=multiple,
+        longest=model.config.max_positions - spare, price=batches.compile_price(params),
+    )  # fmt: skip
+    prefix = _prefix(forward, model, state, params, start) if len(start) else None
+    return place, prefix, made
 
 
 def prefill(run: Callable, model: Any, prefix: Cache | None, tokens, lengths, spare: int):
@@ -48,7 +79,7 @@ def prefill(run: Callable, model: Any, prefix: Cache | None, tokens, lengths, sp
     Args:
       run: `forward` with its state and variables bound; called as the models are.
       model: has `init_cache(batch, length)`.
-      prefix: what `prefix_cache` gave, of P tokens.
+      prefix: the cache that `ready` gave, of P tokens.
       tokens: int32 [B, T], left-padded, without the prefix.
       lengths: int32 [B], real tokens in each row of `tokens`.
       spare: cache slots for what follows.

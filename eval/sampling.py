@@ -73,8 +73,13 @@ def pick(logits: jax.Array, sampling: Sampling, draw: jax.Array, history: Histor
       history: what the rows have seen; None unless `sampling.needs_history`.
 
     Returns:
-      int32 [B].
+      (int32 [B], bool [B] whether the logits that it was picked from are finite).
     """
+    sane = jnp.isfinite(logits.max(axis=-1))  # a maximum is NaN where any is
+    return _pick(logits, sampling, draw, history), sane
+
+
+def _pick(logits: jax.Array, sampling: Sampling, draw: jax.Array, history: History | None):
     if history is not None:
         logits = penalise(logits, history, sampling.repetition_penalty)
         logits = ban_ngrams(logits, history, sampling.no_repeat_ngram)

@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval import batches, placement
-from eval.decode import history_of
-from eval.prefill import prefill, prefix_cache, step
-from eval.sampling import GREEDY, Sampling, check, draws, pick
+from eval import finite
+from eval.decode import begin, cut, ended, history_of
+from eval.prefill import prefill, step
+from eval.sampling import GREEDY, Sampling, draws, pick
 
 CHUNK = 16  # tokens between two looks at the text
 
@@ -57,22 +57,11 @@ def generate(
       `stopped` may hold up to CHUNK - 1 tokens after the reason.
 
     Raises:
-      ValueError: for sampling settings out of range, or a prompt that does not fit.
+      ValueError: for settings out of range, or a prompt that does not fit.
+      FloatingPointError: logits that are not finite.
     """
-    check(sampling)
-    longest = model.config.max_positions - new_tokens + 1  # the last token is never fed back
-    if new_tokens < 1 or max(map(len, prompts)) > longest:
-        raise ValueError(
-            f'{new_tokens} new tokens leave room for prompts of {longest} tokens in '
-            f'{model.config.max_positions} positions, the longest has {max(map(len, prompts))}'
-        )
-    place, size, multiple = placement.rows(params, batch)
-    share = not sampling.needs_history  # whose n-grams must not meet padding after the prefix
-    price = batches.compile_price(params)
-    start, made = batches.make(
-        prompts, size, share=share, multiple=multiple, longest=longest, price=price
-    )
-    prefix = prefix_cache(forward, model, state, params, start)
+    parts = (forward, state, params, model)
+    place, prefix, made = begin(parts, prompts, new_tokens, batch, sampling, seed)
     ends = np.asarray(eos, np.int32)
     out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     for part in made:
@@ -82,19 +71,25 @@ def generate(
             forward, model, state, params, prefix, *arrays, new_tokens=new_tokens, sampling=sampling
         )
         more = functools.partial(_more, forward, state, params, ends=ends, sampling=sampling)
-        rows = _until(begun, more, place, drawn, ends, stopped, len(part.numbers))
-        for i, row in zip(part.numbers, rows, strict=False):
+        found = _until(begun, more, place, drawn, ends, stopped, len(part.numbers))
+        for i, row, lost in zip(part.numbers, *found, strict=False):
+            finite.check(not lost, f'prompt {i}')
             out[i] = row
         advance(len(part.numbers))
     return out
 
 
-def _until(begun, more, place, drawn, ends, stopped, real: int) -> list[np.ndarray]:
-    """The host's loop over one batch; the rows after the first `real` only fill it."""
-    token, carry = begun
+def _until(begun, more, place, drawn, ends, stopped, real: int) -> tuple:
+    """The host's loop over one batch; the rows after the first `real` only fill it.
+
+    Returns:
+      (the new tokens of each row, bool [B] whose logits were not finite).
+    """
+    (token, sane), carry = begun
+    lost = ~np.asarray(sane)
     new_tokens = drawn.shape[1]
     out = np.asarray(token)[:, None]  # [B, tokens so far]
-    done = np.isin(out[:, 0], ends)
+    done = np.isin(out[:, 0], ends) | lost
     done[real:] = True
     while out.shape[1] < new_tokens and not done.all():
         at = out.shape[1]
@@ -102,23 +97,19 @@ def _until(begun, more, place, drawn, ends, stopped, real: int) -> list[np.ndarr
         slots = np.zeros((len(drawn), CHUNK), np.float32)
         slots[:, :steps] = drawn[:, at : at + steps]
         last, where, flags = place(out[:, -1], slots, done)
-        written, carry = more(carry, last, where, flags, np.int32(at), np.int32(steps))
+        (written, bad), carry = more(carry, last, where, flags, np.int32(at), np.int32(steps))
+        lost = lost | np.asarray(bad)
+        done |= lost
         out = np.concatenate([out, np.asarray(written)[:, :steps]], axis=1)
         for b in np.flatnonzero(~done):
-            row = _cut(out[b], ends)
+            row = cut(out[b], ends)
             done[b] = len(row) < out.shape[1] or stopped(row)
-    return [_cut(row, ends) for row in out]
-
-
-def _cut(row: np.ndarray, ends: np.ndarray) -> np.ndarray:
-    """A row up to its first end token."""
-    hit = np.isin(row, ends)
-    return row[: int(hit.argmax())] if hit.any() else row
+    return [cut(row, ends) for row in out], lost
 
 
 @functools.partial(jax.jit, static_argnames=('forward', 'model', 'new_tokens', 'sampling'))
 def _begin(forward, model, state, params, prefix, tokens, lengths, drawn, *, new_tokens, sampling):
-    """Prefill and the first token [B]; then (cache, int32 [B] next position, history)."""
+    """Prefill and what `pick` gives first; then (cache, int32 [B] next position, history)."""
     run = functools.partial(forward, state, {'params': params})
     logits, cache, start = prefill(run, model, prefix, tokens, lengths, new_tokens - 1)
     history = history_of(tokens, lengths, new_tokens) if sampling.needs_history else None
@@ -127,7 +118,7 @@ def _begin(forward, model, state, params, prefix, tokens, lengths, drawn, *, new
 
 @functools.partial(jax.jit, static_argnames=('forward', 'sampling'))
 def _more(forward, state, params, carry, last, drawn, done, at, steps, *, ends, sampling):
-    """At most `steps` tokens more: (int32 [B, CHUNK], carry).
+    """At most `steps` tokens more: ((int32 [B, CHUNK], bool [B] not finite), carry).
 
     Args:
       forward: static.
@@ -147,18 +138,19 @@ def _more(forward, state, params, carry, last, drawn, done, at, steps, *, ends, 
     out = jnp.full(drawn.shape, ends[0], jnp.int32)
 
     def going(carry):
-        i, _, _, _, done, _ = carry
+        i, _, _, _, done, _, _ = carry
         return (i < steps) & ~jnp.all(done)
 
     def body(carry):
-        i, cache, last, out, done, history = carry
+        i, cache, last, out, done, lost, history = carry
         logits, cache = step(run, cache, last, start + at + i - 1)
         history = history.push(last) if history is not None else None
-        token = pick(logits, sampling, drawn[:, i], history)
+        token, sane = pick(logits, sampling, drawn[:, i], history)
         token = jnp.where(done, ends[0], token)
-        ended = (token[:, None] == ends[None, :]).any(axis=1)
-        return i + 1, cache, token, out.at[:, i].set(token), done | ended, history
+        lost = lost | ~(sane | done)
+        done = done | lost | ended(token, ends)
+        return i + 1, cache, token, out.at[:, i].set(token), done, lost, history
 
-    begun = (jnp.int32(0), cache, last, out, done, history)
-    _, cache, _, out, _, history = jax.lax.while_loop(going, body, begun)
-    return out, (cache, start, history)
+    begun = (jnp.int32(0), cache, last, out, done, jnp.zeros_like(done), history)
+    _, cache, _, out, _, lost, history = jax.lax.while_loop(going, body, begun)
+    return (out, lost), (cache, start, history)

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eval import placement
+from eval import finite, placement
 from eval.bar import rows_bar
 from train import packing
 from train.encoding import Example
@@ -29,6 +29,7 @@ from train.shapes import Block, choose_shape
 from train.windows import check, cut
 
 TENTHS = 10
+LARGEST = 700.0  # nats of a token; exp of a little more is no float64
 
 
 def measure(
@@ -66,7 +67,8 @@ def measure(
       text is long enough.
 
     Raises:
-      ValueError: a window or stride out of range, or no text of two tokens.
+      ValueError: a window, stride or batch out of range, or no text of two tokens.
+      FloatingPointError: see `summarise`.
 
     Example:
       >>> import jaxpeft as jp
@@ -112,7 +114,7 @@ def summarise(nll_by_text: Sequence[np.ndarray]) -> dict[str, Any]:
     A text's tenths are its tokens in ten equal parts, the last with the remainder.
 
     Raises:
-      FloatingPointError: a loss that is not finite, naming the text.
+      FloatingPointError: a loss that is not finite or above LARGEST, naming the text.
 
     Example:
       >>> found = summarise([np.log([2.0, 8.0]), np.log([4.0])])
@@ -120,11 +122,7 @@ def summarise(nll_by_text: Sequence[np.ndarray]) -> dict[str, Any]:
       (4.0, 4.0, None)
     """
     for number, own in enumerate(nll_by_text):
-        if not np.isfinite(own).all():
-            raise FloatingPointError(
-                f'text {number} has a token whose likelihood is not a number or 0: the weights or '
-                'the adapter overflow; see --dtype float32'
-            )
+        finite.check(own <= LARGEST, f'text {number}')
     scored = [own for own in nll_by_text if len(own)]
     total, tokens = float(sum(own.sum() for own in scored)), sum(map(len, scored))
     long = [own for own in scored if len(own) >= TENTHS]

@@ -58,6 +58,11 @@ def make(kind='gpt_neo', vocab=61, positions=64):
     return Tiny(jp.bind(plan, model.apply), state._replace(params=noisy), params, model)
 
 
+def broken(tiny):
+    """The same with weights that are no numbers."""
+    return tiny._replace(params=jax.tree.map(lambda x: x * jnp.nan, tiny.params))
+
+
 def prompts(count=10, vocab=61, shared=5, longest=25, seed=3):
     """Token arrays of different lengths that begin alike."""
     rng = np.random.default_rng(seed)

@@ -1,5 +1,6 @@
 """Generation: cached, padded, batched decoding gives what the plain forward pass gives."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxpeft as jp
-from eval import batches, decode
+from eval import batches, decode, until
 from eval.evaluate import FIXED
 from eval.sampling import Sampling
 from tests import eval_tiny
@@ -84,6 +85,73 @@ def test_a_row_ends_at_eos_and_the_loop_when_all_have(tiny, prompts, greedy):
     assert tolists(found) == kept[:1] * 4
     # the shared prefix, the rest of the prompt, one step a token up to the end token
     assert len(steps) == 2 + len(kept[0]) < 2 + NEW - 1
+
+
+def test_several_end_tokens(tiny, prompts, greedy):
+    pair = greedy[0][1], greedy[3][2]
+    first = lambda row: min([row.index(end) for end in pair if end in row], default=NEW)
+    cuts = [row[: first(row)] for row in greedy]
+    assert min(map(len, cuts)) < NEW
+    found = decode.generate(*tiny, prompts, new_tokens=NEW, eos=pair)
+    assert tolists(found) == cuts
+    found = until.generate(*tiny, prompts, new_tokens=NEW, eos=pair, stopped=lambda row: False)
+    assert tolists(found) == cuts
+
+
+def test_the_end_tokens_of_tokenizer_and_config(tiny):
+    tokenizer, config = eval_tiny.tokenizer(), tiny.model.config
+    assert decode.ends(tokenizer, config) == (eval_tiny.EOS, 3)
+    tokenizer.eos_token = None
+    assert decode.ends(tokenizer, config) == (3,)
+    with pytest.raises(ValueError, match='tiny-gpt_neo names an EOS token'):
+        decode.ends(tokenizer, dataclasses.replace(config, eos_token_ids=()))
+
+
+def until_end(*args, **kwargs):
+    return until.generate(*args, stopped=lambda row: False, **kwargs)
+
+
+RUNS = [
+    functools.partial(decode.generate, eos=NEVER),
+    functools.partial(decode.generate, eos=NEVER, sampling=Sampling(1.0)),
+    functools.partial(decode.generate, eos=NEVER, beams=2),
+    functools.partial(until_end, eos=[NEVER]),
+]
+
+
+def spoiled(tiny, limit):
+    """The same model, whose logits are NaN from a position on."""
+
+    def forward(state, variables, tokens, *, positions, **kwargs):
+        logits, cache = tiny.forward(state, variables, tokens, positions=positions, **kwargs)
+        late = positions[-logits.shape[0] :, -1:] >= limit
+        return jnp.where(late, jnp.nan, logits), cache
+
+    return tiny._replace(forward=forward)
+
+
+@pytest.mark.parametrize('run', RUNS)
+def test_a_broken_model_writes_no_text(tiny, prompts, run):
+    """From the first token on, or from a later one."""
+    short, long = (sorted(prompts, key=len)[i] for i in (0, -1))
+    with pytest.raises(FloatingPointError, match='prompt 1 has a token'):
+        run(*eval_tiny.broken(tiny), [short, long], new_tokens=NEW)
+    bad = spoiled(tiny, len(long) + 2)
+    with pytest.raises(FloatingPointError, match='prompt 1 has a token'):
+        run(*bad, [short, long], new_tokens=NEW)
+    assert len(run(*bad, [short, long], new_tokens=2)[1]) == 2
+
+
+def test_what_comes_after_a_rows_end_is_not_looked_at(tiny, prompts, greedy):
+    number = max(range(len(prompts)), key=lambda i: len(prompts[i]))
+    other = min(range(len(prompts)), key=lambda i: len(prompts[i]))
+    end = greedy[number][1]
+    assert end not in greedy[other]
+    bad = spoiled(tiny, len(prompts[number]) + 2)
+    asked = [prompts[number], prompts[other]]
+    for run in (decode.generate, until_end):
+        found = run(*bad, asked, new_tokens=NEW, eos=[end])
+        assert tolists(found) == [greedy[number][: greedy[number].index(end)], greedy[other]]
 
 
 def test_samples_depend_on_seed_and_row_not_on_the_batch(tiny, prompts):

@@ -1,5 +1,7 @@
 """From rows to figures: every decoding, any batch size, the same predictions."""
 
+import dataclasses
+
 import pytest
 
 from eval import evaluate as evaluation
@@ -67,6 +69,22 @@ def check_shape(figures):
         assert 0 <= low <= one['accuracy'] <= high <= 1
     mean = sum(one['accuracy'] for one in figures['tasks'].values()) / 3
     assert figures['mean'] == pytest.approx(mean)
+
+
+@pytest.mark.parametrize('decoding', ['loglik', 'greedy'])
+def test_a_broken_model_gets_no_figures(tiny, tokenizer, rows, decoding):
+    with pytest.raises(FloatingPointError, match='likelihood is not a number'):
+        ask(eval_tiny.broken(tiny), tokenizer, rows, decoding=decoding)
+
+
+def test_an_end_token_of_the_config_ends_an_answer(tiny, tokenizer, rows):
+    settings = {'decoding': 'greedy', 'max_new_tokens': 8}
+    whole = ask(tiny, tokenizer, rows, **settings)[1][0].text
+    end = tokenizer(whole[4])['input_ids']
+    config = dataclasses.replace(tiny.model.config, eos_token_ids=tuple(end))
+    model = tiny.model.clone(config=config)
+    cut = ask(tiny._replace(model=model), tokenizer, rows, **settings)[1][0].text
+    assert cut == whole[: whole.index(whole[4])] != whole
 
 
 def test_fixed_decoding_cuts_where_the_reference_does(tiny, tokenizer, rows, monkeypatch):

@@ -109,6 +109,19 @@ def test_what_cannot_be_measured():
         perplexity.measure(*tiny, TEXTS, window=65, stride=8)
     with pytest.raises(ValueError, match='none of the 2 texts'):
         perplexity.measure(*tiny, [[1], []], window=8, stride=8)
+    with pytest.raises(ValueError, match='batch must be at least 1, got 0'):
+        perplexity.measure(*tiny, TEXTS, window=8, stride=8, batch=0)
+    with pytest.raises(FloatingPointError, match='text 0 has a token'):
+        perplexity.measure(*eval_tiny.broken(tiny), TEXTS, window=8, stride=8)
+
+
+@pytest.mark.parametrize('nll', [math.nan, math.inf, 701.0, 1e30])
+def test_a_diverged_model_has_no_perplexity(nll):
+    """Also where the loss is finite and its exp would overflow."""
+    with pytest.raises(FloatingPointError, match=r'text 1 has a token .*diverged'):
+        windows.summarise([np.ones(20), np.array([1.0, nll])])
+    found = windows.summarise([np.full(20, windows.LARGEST), np.ones(3)])
+    assert all(map(math.isfinite, (found['mean_text_ppl'], *found['positional_ppl'])))
 
 
 @pytest.fixture(scope='module')

@@ -138,6 +138,12 @@ def test_right_is_what_greedy_decoding_writes(items):
         assert cell['answer_nll'] == pytest.approx(np.mean(nll), rel=1e-4)
 
 
+def test_a_broken_model_finds_nothing_and_says_so(items):
+    tiny = eval_tiny.broken(eval_tiny.make('llama', vocab=257, positions=512))
+    with pytest.raises(FloatingPointError, match='likelihood is not a number'):
+        retrieval.measure(*tiny, items['kv'][:2])
+
+
 def made_up(right, nll, depths, length=100):
     """Scored items of one length: `right` and `nll` are [examples, depths]."""
     blank = np.zeros(1, np.int32)

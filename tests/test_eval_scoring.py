@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from eval import batches, scoring
+from eval import batches, likelihood, scoring
 from tests import eval_tiny
 
 
@@ -65,3 +65,45 @@ def test_the_last_positions_of_the_model_can_be_used(tiny):
     outputs = outputs_of([[20, 21, 22], [30, 31, 33]], [])
     (found,) = scoring.loglik(*tiny, [prompt], [outputs])
     np.testing.assert_allclose(found, plain(tiny, prompt, outputs), atol=1e-4)
+
+
+def test_longer_labels_of_another_row_take_no_position_away(tiny):
+    """The cache would leave room for six tokens; the long prompt's labels have one."""
+    rng = np.random.default_rng(4)
+    prompts = [rng.integers(4, 61, n, dtype=np.int32) for n in (63, 10)]
+    outputs = [outputs_of([[7], [8]], []), outputs_of([[7, 9, 9, 9, 9, 9], [8]], [])]
+    rows = []
+    found = scoring.loglik(*tiny, prompts, outputs, advance=rows.append)
+    for prompt, own, scores in zip(prompts, outputs, found, strict=True):
+        np.testing.assert_allclose(scores, plain(tiny, prompt, own), atol=1e-4)
+    assert sum(rows) == 4  # labels
+
+
+def test_what_has_no_position_is_refused(tiny):
+    long = np.ones(64, np.int32)
+    for count in (1, 65):  # in the cache, and without it
+        with pytest.raises(ValueError, match=r'a row of \d+ tokens .* has positions for 64'):
+            scoring.loglik(*tiny, [np.ones(65, np.int32)], [outputs_of([[7] * count, [8]], [])])
+    with pytest.raises(ValueError, match='a row of 65 tokens'):
+        likelihood.sequences(*tiny, [likelihood.Pair(long, np.array([7, 8]))])
+    with pytest.raises(ValueError, match='batch must be at least 1, got 0'):
+        likelihood.loglik(*tiny, [likelihood.Pair(long[:3], long[:1])], batch=0)
+
+
+def test_nothing_asked():
+    tiny = eval_tiny.make()
+    assert scoring.loglik(*tiny, [], []) == likelihood.sequences(*tiny, []) == []
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_a_broken_model_gets_no_scores(tiny, case):
+    bad, (prompt,) = eval_tiny.broken(tiny), eval_tiny.prompts(count=1)
+    pair = likelihood.Pair(prompt, np.array(CASES[case][0], np.int32))
+    for ask in (
+        lambda: scoring.loglik(*bad, [prompt], [outputs_of(CASES[case], [])]),
+        lambda: likelihood.loglik(*bad, [pair]),
+        lambda: likelihood.sequences(*bad, [pair]),
+        lambda: likelihood.sequences(*bad, [pair], greedy=True),
+    ):
+        with pytest.raises(FloatingPointError, match='likelihood is not a number'):
+            ask()

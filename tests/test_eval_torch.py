@@ -38,10 +38,11 @@ def torch_generate(model, prompts, eos, beams):
                 do_sample=False,
                 num_beams=beams,
                 eos_token_id=eos,
-                pad_token_id=eos,
+                pad_token_id=eos[0],
             )
         row = out[0, len(prompt) :].tolist()
-        rows.append(row[: row.index(eos)] if eos in row else row)
+        ends = [i for i, token in enumerate(row) if token in eos]
+        rows.append(row[: min(ends, default=NEW)])
     return rows
 
 
@@ -52,7 +53,8 @@ def test_same_sequences_as_transformers(kind, beams, tmp_path):
     never = decode.generate(*tiny, prompts, new_tokens=NEW, eos=999, batch=4, beams=beams)
     common = np.bincount(np.concatenate([row[1:] for row in never])).argsort()[::-1]
     lengths = set()
-    for eos in (int(never[0][2]), *map(int, common[:2])):
+    one, two, three = int(never[0][2]), *map(int, common[:2])
+    for eos in ([one], [two], [three], [two, three, one]):
         found = decode.generate(*tiny, prompts, new_tokens=NEW, eos=eos, batch=4, beams=beams)
         assert [f.tolist() for f in found] == torch_generate(model, prompts, eos, beams), eos
         lengths |= {len(f) for f in found}
