@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -99,9 +100,14 @@ def _program(argv: list[str]) -> None:
 
 
 def merged(model: Subject) -> Subject:
-    """The same model with its adapter in the weights."""
+    """The same model with its adapter in the weights, which are float32 and computed with as such.
+
+    A bfloat16 module would round them first, and a small adapter away.
+    """
+    wide = model.model.clone(dtype=jnp.float32)
     return model._replace(
-        forward=jp.bind({}, model.model.apply),
+        forward=jp.bind({}, wide.apply),
+        model=wide,
         state=jp.State({}, {}),
         params=jp.merge(model.plan, model.state, model.params),
         plan={},

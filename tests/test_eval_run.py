@@ -11,6 +11,7 @@ import pytest
 
 import jaxpeft as jp
 from eval import generate, run
+from eval.subject import Subject
 from tests import eval_tiny
 from train import cli as train_cli
 from train import config as train_config
@@ -205,6 +206,39 @@ class TestGenerate:
         assert self.texts(world, '--merge') == apart
         assert self.texts(world, '--method=none') != apart
         assert self.texts(world, '--raw') != apart
+
+    def test_a_small_adapter_survives_merging_into_bfloat16(self):
+        """`W (1 + 0.0015)` rounds back to W; the merged model computes in float32."""
+        model, params, tokenizer = jp.models.load('embedded', dtype=jnp.bfloat16)
+        plan = {r'.*/kernel': jp.methods.hira(rank=1)}
+        drawn = jp.init(plan, jax.random.key(0), params)
+        fill = lambda path, x: jnp.full_like(x, {'a': 1.0, 'b': 0.0015}[path[-1].key])
+        state = drawn._replace(params=jax.tree_util.tree_map_with_path(fill, drawn.params))
+        made = generate.merged(
+            Subject(
+                jp.bind(plan, model.apply), state, params, model, tokenizer, plan, None, '', '', {}
+            )
+        )
+        tokens = jnp.arange(5, 37, dtype=jnp.int32)[None]
+        wide = model.clone(dtype=jnp.float32)
+        logits = lambda forward, state, params: forward(state, {'params': params}, tokens)
+        effect = logits(made.forward, made.state, made.params)
+        effect -= logits(jp.bind({}, wide.apply), jp.State({}, {}), params)
+        expected = logits(jp.bind(plan, wide.apply), state, params)
+        expected -= logits(jp.bind({}, wide.apply), jp.State({}, {}), params)
+        assert made.model.init_cache(1, 2)['k'].dtype == jnp.float32
+        np.testing.assert_allclose(effect, expected, atol=0.02 * float(jnp.abs(expected).max()))
+
+    def test_the_generation_config_may_name_the_end(self, world, monkeypatch):
+        """Where chat models keep the token that ends a turn."""
+        (whole, _) = self.texts(world)
+        file = world / 'model' / 'generation_config.json'
+        before = file.read_text()
+        end = eval_tiny.tokenizer()(whole[3])['input_ids']
+        file.write_text(json.dumps(json.loads(before) | {'eos_token_id': end}))
+        (cut, _) = self.texts(world)
+        file.write_text(before)
+        assert cut == whole[: whole.index(whole[3])] != whole
 
     def test_sampled(self, world, capsys):
         more = ['--temperature=2', '--top_k=50', '--top-p=0.99']
