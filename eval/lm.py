@@ -5,6 +5,7 @@ Importing this file registers it there under the name `jaxpeft`. It needs `lm_ev
 weights: the same tokens before and after a text, the same windows, the same cuts.
 """
 
+import bisect
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -209,13 +210,13 @@ class JaxPEFT(TemplateLM):
             [np.asarray(ids[-room:], np.int32) for ids in encoded],
             new_tokens=new_tokens,
             eos=self._ends(),
-            stopped=lambda row: gen_kwargs.first(self._text(row), stops) is not None,
+            stopped=lambda row: self._stopped(row, stops),
             batch=self.batch_size,
             sampling=sampling,
             seed=self.seed,
             advance=advance,
         )
-        texts = [self._text(row) for row in tokens]
+        texts = [self._text(self._cut(row, stops)) for row in tokens]
         return [text[: gen_kwargs.first(text, stops)] for text in texts]
 
     def _options(self, given: Mapping[str, Any]) -> tuple[int, list[str], Sampling]:
@@ -228,6 +229,15 @@ class JaxPEFT(TemplateLM):
     def _ends(self) -> tuple[int, ...]:
         """The tokens that end a text: the tokenizer's, and those of the model's config."""
         return decode.ends(self.tokenizer, self.subject.model.config)
+
+    def _stopped(self, row: np.ndarray, stops: Sequence[str]) -> bool:
+        """Whether a stop string is there; it may be a special token, which no text keeps."""
+        return gen_kwargs.first(self.tokenizer.decode(row.tolist()), stops) is not None
+
+    def _cut(self, row: np.ndarray, stops: Sequence[str]) -> np.ndarray:
+        """A row up to the token with which its first stop string is there."""
+        there = lambda n: self._stopped(row[: n + 1], stops)
+        return row[: bisect.bisect_left(range(len(row)), True, key=there) + 1]
 
     def _text(self, row: np.ndarray) -> str:
         return self.tokenizer.decode(row.tolist(), skip_special_tokens=True)

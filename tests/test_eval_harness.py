@@ -160,6 +160,22 @@ def test_generated_texts_are_those_of_the_torch_backend(both):
     del theirs
 
 
+def test_a_stop_string_may_be_a_special_token(llama):
+    """Texts leave special tokens out, so the stop string must be sought before that."""
+    free = {'max_gen_toks': 40, 'until': []}
+    context = 'Is ice cold?'
+    (plain,) = llama.generate_until(requests((context, free)))
+    mark = next(c for c in plain[18:] if c not in plain[:18])  # behind the first look at the text
+    tokenizer = letters()
+    tokenizer.add_special_tokens({'additional_special_tokens': [mark]})
+    ours = lm.JaxPEFT(
+        subject=llama.subject._replace(tokenizer=tokenizer), progress=False, batch_size=3
+    )
+    stop = {'max_gen_toks': 40, 'until': ['never', mark]}
+    both = ours.generate_until(requests((context, free), (context, stop)))
+    assert both == [plain.replace(mark, ''), plain[: plain.index(mark)]]
+
+
 def test_a_real_model_on_real_text(shared_data, tmp_path):
     """stories260K, with its own 512 pieces, on its own kind of text."""
     pytest.importorskip('torch', reason="compares with lm_eval's torch backend")
