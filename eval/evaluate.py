@@ -105,8 +105,8 @@ def evaluate(
     if decoding == 'fixed':
         print(f'warning: {FIXED_WARNING}', file=sys.stderr)
     asked = questions.build({name: rows[name] for name in names}, tokenizer, style)
-    unit = 'labels' if decoding == 'loglik' else 'rows'
-    total = sum(len(q.outputs) for q in asked) if decoding == 'loglik' else len(asked)
+    labels = sum(len(q.outputs) for q in asked)
+    total, unit = (labels, 'labels') if decoding == 'loglik' else (len(asked), 'rows')
     with rows_bar(decoding, total, progress, unit) as advance:
         said = _ask(
             (forward, state, params, model), tokenizer, asked, decoding,

@@ -13,7 +13,7 @@ from typing import Any
 import flax.core
 import flax.linen as nn
 
-from jaxpeft import base, tree
+from jaxpeft import base, paths, tree
 from jaxpeft.layers import ATTEND, LAYERS, TABLE_RULES, Adapted, check_view, rule_of, unboxed
 
 
@@ -103,12 +103,10 @@ def _graft(
     found: list[tree.Site], state: base.State, params: Mapping[str, Any], dropout_key: Any
 ) -> dict[str, Any]:
     """A copy of the dicts (not of the arrays) with every site's state beside its kernel."""
-    grafted = _copied_dicts(params)
+    leaves = {site.path: _new_leaf(params, site, state) for site in found if _is_leaf(site)}
+    grafted = paths.replaced(params, leaves)
     for site in found:
-        if site.shared:
-            continue
-        if _is_leaf(site):
-            _replace_leaf(grafted, site, state)
+        if site.shared or _is_leaf(site):
             continue
         parent = site.path if site.view is None else site.path.rpartition('/')[0]
         node = grafted
@@ -131,16 +129,13 @@ def _is_leaf(site: tree.Site) -> bool:
     return site.view is not None and site.method.apply is None
 
 
-def _replace_leaf(grafted: dict[str, Any], site: tree.Site, state: base.State) -> None:
-    """Puts `weight(state, leaf)` where the leaf is, in its dtype and its Flax box."""
-    *parents, name = site.path.split('/')
-    node = functools.reduce(lambda inner, key: inner[key], parents, grafted)
-    leaf = unboxed(node[name])
+def _new_leaf(params: Mapping[str, Any], site: tree.Site, state: base.State) -> base.Array:
+    """`weight(state, leaf)` in the leaf's dtype."""
+    leaf = unboxed(paths.get(params, site.path))
     assert site.view is not None
     stack = tree.stack_of(site, leaf.shape)
     new = tree.vmap_stack(site.method.weight, len(stack))(tree.site_state(state, site), leaf)
-    new = new.astype(leaf.dtype)
-    node[name] = node[name].replace_boxed(new) if hasattr(node[name], 'replace_boxed') else new
+    return new.astype(leaf.dtype)
 
 
 def _with_shared(found: list[tree.Site], state: base.State, side: Any) -> Any:
@@ -151,12 +146,6 @@ def _with_shared(found: list[tree.Site], state: base.State, side: Any) -> Any:
             one = tree.site_state(state, site)
             side = {**side, name: site.method.call(one, None, side[name])}
     return side
-
-
-def _copied_dicts(node: Any) -> Any:
-    if isinstance(node, Mapping):
-        return {name: _copied_dicts(value) for name, value in node.items()}
-    return node
 
 
 def bind(

@@ -80,6 +80,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def placed(shapes: Any, layout: Any) -> Any:
+    """A tree of shapes with the shardings of another."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
+    )
+
+
 def put(mesh: Mesh, batch: Mapping[str, np.ndarray], axis: int) -> dict[str, jax.Array]:
     """Sends a batch to the devices, split along `axis` (its rows) where the size allows.
 

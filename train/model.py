@@ -210,9 +210,7 @@ def adapter(config: Config, plan: Rules, params: Any, fresh: bool) -> jp.State:
         )
     layout = jp.shardings(plan, shapes, jax.tree.map(lambda x: x.sharding, params))
     if not fresh:
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
-        )
+        return meshes.placed(shapes, layout)
     if config.adapter.init_from:
         return _from_adapter(config, shapes, layout, params)
     return jax.jit(start, out_shardings=layout)(key, params)

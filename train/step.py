@@ -87,9 +87,7 @@ def compile_programs(
         start=jax.jit(start, out_shardings=layouts),
         update=jax.jit(update, donate_argnums=0, out_shardings=(layouts, whole)),
         validate=jax.jit(validate, out_shardings=whole),
-        shapes=jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layouts
-        ),
+        shapes=meshes.placed(shapes, layouts),
     )
 
 

@@ -194,7 +194,7 @@ def _spectrum(key, w, rank: int, ratio: float, norm: str, svd: str):
 
 def _positive(size):
     """A divisor: a kernel of zeros has no spectrum, and 0 / 0 would make its adapter NaN."""
-    return jnp.maximum(size, jnp.finfo(jnp.float32).tiny)
+    return jnp.maximum(size, linalg.TINY)
 
 
 def _check_word(option: str, word: str, known: tuple[str, ...]) -> None:

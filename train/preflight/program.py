@@ -83,7 +83,7 @@ def prepare(config: Config, target: Target, labels: int = 0) -> Job:
         config.model.attention,
     )
     shapes = jp.models.param_shapes(model)
-    base = _placed(shapes, jp.models.base_shardings(shapes, mesh))
+    base = meshes.placed(shapes, jp.models.base_shardings(shapes, mesh))
     plan = models.make_plan(config, model, base)
     state = models.adapter(config, plan, base, fresh=False)
     optimizer.check(config.optim, state.params)
@@ -127,12 +127,6 @@ def batch_of(job: Job, shape: Shape) -> dict[str, jax.ShapeDtypeStruct]:
 def trace(job: Job, batch: int) -> Any:
     """The update traced for a batch of this many examples: `.jaxpr`, `.lower()`."""
     return job.update.trace(job.train, job.consts, job.base, batch_of(job, shape_of(job, batch)))
-
-
-def _placed(shapes: Tree, layout: Tree) -> Tree:
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, layout
-    )
 
 
 def _tokenizer(name: str) -> Any:

@@ -116,10 +116,8 @@ def compile_programs(
         update=streams.spread(update, axes, threads, mesh),
         validate=streams.spread(validate, axes, threads, mesh),
         jitted=update,
-        shapes=lambda keys, numbers: jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-            jax.eval_shape(start, keys, numbers, built.params),
-            layouts,
+        shapes=lambda keys, numbers: meshes.placed(
+            jax.eval_shape(start, keys, numbers, built.params), layouts
         ),
     )
 
