@@ -590,3 +590,17 @@ def test_a_narrow_terminal_keeps_every_column(monkeypatch, capsys):
     printed = capsys.readouterr().out
     for name in ('lora', 'hira', 'accuracy %', 'against lora', '50.5'):
         assert name in printed
+
+
+def test_a_run_with_ranks_by_layer_goes_on(tiny, tmp_path, here):
+    more = ('--methods', 'lora:rank_strategy=decreasing', '--seeds=1', '--lrs=1e-2')
+    with train_tiny.compiled_once():
+        assert program.main(flags(tiny, tmp_path, *more)) == 0
+        (file,) = (tmp_path / 'runs').iterdir()
+        first = json.loads(file.read_text())
+        file.unlink()  # as if killed before it was written: the checkpoint is there
+        assert program.main(flags(tiny, tmp_path, *more)) == 0
+    again = json.loads(file.read_text())
+    assert [job for job in here if job == [file.stem]] == [[file.stem]] * 3  # two runs, one cost
+    assert again['train']['trainable'] == first['train']['trainable']
+    assert again['after'] == first['after']

@@ -161,6 +161,11 @@ def outline(plan: Rules, params: Any, seed: int = 0) -> jp.State:
     return jp.State(shapes.params, ranks)
 
 
+def summary(built: Built) -> str:
+    """`jp.summary` of a run, of which a state of shapes (where it continues) holds no ranks."""
+    return jp.summary(built.plan, outline(built.plan, built.params), built.params)
+
+
 def _ranks(consts: Any) -> Any:
     """The tree with its `rank` leaves only."""
     kept = {k: _ranks(v) if isinstance(v, dict) else v for k, v in consts.items()}

@@ -50,7 +50,7 @@ def run(config: Config, place: rundir.Place, stop: Stop) -> None:
     data = feed.make(config, built.tokenizer, built.mesh)
     rows = results.benchmark_rows(config)
     probe = results.Probe(evaluate, perplexity.measure, rows, data.held_text)
-    print(jp.summary(built.plan, model.outline(built.plan, built.params), built.params))
+    print(model.summary(built))
     before = results.before(probe, config, built, place.folder)
     outcome = loop.train(config, built, data, place.folder, stop)
     if not outcome.finished:

@@ -157,7 +157,7 @@ def _run(job: Job, stop: Stop) -> None:
     with rundir.claim(config) as place:
         built = model.setup(config, fresh=not place.resumed)
         fed = feed.make(config, built.tokenizer, built.mesh)
-        print(jp.summary(built.plan, built.state, built.params))
+        print(model.summary(built))
         try:
             outcome = loop.train(config, built, fed, place.folder, stop)
             _check_finished(outcome.finished)
