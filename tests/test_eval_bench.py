@@ -96,6 +96,23 @@ def test_one_warm_process_a_side_and_fresh_ones_where_asked(context):
     assert [one['call'] for one in facts] == [0, 0, 0]
 
 
+def test_a_side_repeats_untimed_when_the_turn_comes_to_it(context):
+    """Call 0 compiles; calls 1, 3, 5 of a side's first subject get the process going again."""
+    other = lambda **spec: Subject('tests.bench_other', spec)
+    first, second = (
+        row(fake(value=10.0), other(value=20.0), agree=('call',)),
+        row(fake(value=10.5), other(value=20.5), agree=('call',))._replace(name='second'),
+    )
+    samples = measure.group([first, second], context, say=lambda line: None)
+    assert samples[first.ours.key].values == [12.0, 14.0, 16.0]
+    assert samples[second.ours.key].values == [11.5, 12.5, 13.5]
+    assert samples[first.theirs.key].values == [22.0, 24.0, 26.0]
+    crossed = row(fake(value=10.0), other(value=20.5), agree=('call',))
+    entry = report.entry(crossed, samples, {})
+    assert (entry['differ'], entry['ok']) == (0.0, True)
+    assert [[one['call'] for one in side] for side in entry['facts'].values()] == [[0, 3], [0, 3]]
+
+
 def test_a_figure_without_a_peer_is_held_against_its_target(context):
     entry = measured(row(fake(value=1.0), None, target=3.0), context)
     assert (entry['ratio'], entry['theirs'], entry['ok']) == (3.0, None, True)

@@ -13,6 +13,7 @@ from typing import Any
 
 from eval.bench.context import Context
 from eval.bench.rows import Subject
+from train import pages
 
 SPAWNED = 'BENCH_SPAWNED'  # CLOCK_MONOTONIC when a worker was started: the clock is the machine's
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,12 +26,16 @@ class WorkerError(RuntimeError):
 class Worker:
     """One process of one side.
 
+    Ours has the memory pages that our programs ask for, another's those that a process gets
+    unasked: torch frees and takes arrays all the time, and was a fifth slower with huge ones.
+
     Raises (every call):
       WorkerError: with the worker's own message, or that it has ended.
     """
 
-    def __init__(self, side: str, context: Context, log: pathlib.Path):
+    def __init__(self, side: str, context: Context, log: pathlib.Path, foreign: bool = False):
         self.context = context
+        variables = pages.wanted(os.environ, '0') if foreign else os.environ
         module = side if '.' in side else f'eval.bench.sides.{side}'
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH', '')]))
         with log.open('a') as errors:
@@ -40,7 +45,7 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ
+                env=dict(variables)
                 | {SPAWNED: repr(time.monotonic()), 'HF_HUB_OFFLINE': '1', 'PYTHONPATH': path},
             )
 
@@ -109,16 +114,19 @@ class Pool:
         if subject.fresh:
             return
         if subject.side not in self.workers:
-            self.workers[subject.side] = Worker(subject.side, self.context, self.log)
+            self.workers[subject.side] = self._worker(subject)
         self.workers[subject.side].prepare(subject)
 
     def run(self, subject: Subject) -> tuple[float, dict[str, Any]]:
         """One repetition of a subject, in its warm worker or a new one."""
         if not subject.fresh:
             return self.workers[subject.side].run(subject)
-        worker = Worker(subject.side, self.context, self.log)
+        worker = self._worker(subject)
         try:
             worker.prepare(subject)
             return worker.run(subject)
         finally:
             worker.close()
+
+    def _worker(self, subject: Subject) -> Worker:
+        return Worker(subject.side, self.context, self.log, subject.foreign)

@@ -26,6 +26,11 @@ class Subject(NamedTuple):
     fresh: bool = False
 
     @property
+    def foreign(self) -> bool:
+        """Whether it is torch's, whose process starts without what ours ask for (`train.pages`)."""
+        return 'hf' in (self.side.partition('_')[0], self.spec.get('whose'))
+
+    @property
     def key(self) -> str:
         """One text for equal subjects: two rows that share one measure it once."""
         return f'{self.side} {json.dumps(self.spec, sort_keys=True)} {self.fresh}'
