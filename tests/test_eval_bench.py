@@ -69,17 +69,17 @@ def test_sides_that_disagree_are_never_ok():
 
 
 def test_subjects_take_turns_in_processes_of_their_own(context):
-    """A fake pair: values 10, 11, 12, .. over 20, 21, ..; the untimed first call is left out."""
+    """A fake pair: values 10, 11, 12, .. over 20, 21, ..; the second of a turn counts."""
     one = row(fake(value=10.0), fake(value=20.0), target=0.5, agree=('loss',))
     said = []
     samples = measure.group([one], context, say=said.append)
-    assert samples[one.ours.key].values == [11.0, 12.0, 13.0]
+    assert samples[one.ours.key].values == [12.0, 14.0, 16.0]
     assert [line.split('10.0')[0].strip() == FAKE for line in said] == [True, False] * 4
     entry = report.entry(one, samples, {'cores': 2})
-    assert entry['ratio'] == pytest.approx(12 / 22)
-    assert entry['spread'] == pytest.approx([11 / 21, 13 / 23])
-    assert (entry['ok'], entry['ours'], entry['theirs']) == (False, 12.0, 22.0)
-    assert entry['rounds'] == {'ours': [11.0, 12.0, 13.0], 'theirs': [21.0, 22.0, 23.0]}
+    assert entry['ratio'] == pytest.approx(14 / 24)
+    assert entry['spread'] == pytest.approx([12 / 22, 16 / 26])
+    assert (entry['ok'], entry['ours'], entry['theirs']) == (False, 14.0, 24.0)
+    assert entry['rounds'] == {'ours': [12.0, 14.0, 16.0], 'theirs': [22.0, 24.0, 26.0]}
     assert entry['differ'] == 0.0
     json.dumps(entry)
 
@@ -96,27 +96,10 @@ def test_one_warm_process_a_side_and_fresh_ones_where_asked(context):
     assert [one['call'] for one in facts] == [0, 0, 0]
 
 
-def test_a_side_repeats_untimed_when_the_turn_comes_to_it(context):
-    """Call 0 compiles; calls 1, 3, 5 of a side's first subject get the process going again."""
-    other = lambda **spec: Subject('tests.bench_other', spec)
-    first, second = (
-        row(fake(value=10.0), other(value=20.0), agree=('call',)),
-        row(fake(value=10.5), other(value=20.5), agree=('call',))._replace(name='second'),
-    )
-    samples = measure.group([first, second], context, say=lambda line: None)
-    assert samples[first.ours.key].values == [12.0, 14.0, 16.0]
-    assert samples[second.ours.key].values == [11.5, 12.5, 13.5]
-    assert samples[first.theirs.key].values == [22.0, 24.0, 26.0]
-    crossed = row(fake(value=10.0), other(value=20.5), agree=('call',))
-    entry = report.entry(crossed, samples, {})
-    assert (entry['differ'], entry['ok']) == (0.0, True)
-    assert [[one['call'] for one in side] for side in entry['facts'].values()] == [[0, 3], [0, 3]]
-
-
 def test_a_figure_without_a_peer_is_held_against_its_target(context):
-    entry = measured(row(fake(value=1.0), None, target=3.0), context)
-    assert (entry['ratio'], entry['theirs'], entry['ok']) == (3.0, None, True)
-    assert entry['spread'] == [2.0, 4.0]
+    entry = measured(row(fake(value=1.0), None, target=5.0), context)
+    assert (entry['ratio'], entry['theirs'], entry['ok']) == (5.0, None, True)
+    assert entry['spread'] == [3.0, 7.0]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument('--list', action='store_true', help='name the rows and their targets')
     made.add_argument('--quick', action='store_true', help='tiny shapes: whether it runs at all')
     made.add_argument('--out', default='', help='write the list of rows to this file')
-    made.add_argument('--rounds', type=int, default=0, help='timed repetitions (6; 2 if quick)')
+    made.add_argument('--rounds', type=int, default=0, help='timed repetitions (5; 2 if quick)')
     made.add_argument('--data', default=str(DATA), help='folder with commonsense/, tokenizers/gpt2')
     made.add_argument('--work', default='', help='folder for weights and adapters, kept')
     return made
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(table.listing(rows))
         return 0
     with tempfile.TemporaryDirectory(prefix='jaxpeft-bench-') as temporary:
-        rounds = args.rounds or (2 if args.quick else 6)
+        rounds = args.rounds or (2 if args.quick else 5)
         work = os.path.abspath(args.work or temporary)
         os.makedirs(work, exist_ok=True)
         entries = run(rows, Context(work, args.data, args.quick, rounds), args.out)

@@ -41,7 +41,7 @@ class Context:
     work: str
     data: str = ''
     quick: bool = False
-    rounds: int = 6
+    rounds: int = 5
     threads: int = len(os.sched_getaffinity(0))
 
     @property

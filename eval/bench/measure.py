@@ -35,11 +35,10 @@ def group(
     """Measures the rows of one group.
 
     Every subject runs once untimed (it compiles, and warms the caches), then `rounds` times, all
-    of them in turn. Where the turn comes to another side's process, the first subject runs once
-    more untimed, as a training step follows a training step: while the process waited, the memory
-    that it had given back went to the other one, or from a virtual machine to its host. To get it
-    back cost our DoRA step 1 s of 4 on such a machine. A subject that fails is left out of the
-    turns that follow.
+    of them in turn. In its turn a warm subject runs twice and the second is timed, as a training
+    step follows a training step: while others ran, the memory that it had given back went to them,
+    or from a virtual machine to its host, and to get it back cost our DoRA step 1 s of 4 on such a
+    machine. A subject that fails is left out of the turns that follow.
 
     Returns:
       Subject.key -> Samples.
@@ -47,24 +46,21 @@ def group(
     found = {subject.key: Samples([], []) for subject in subjects(rows)}
     limits = [row.rounds for row in rows if row.rounds is not None]
     rounds = min([context.rounds, *limits])
-    side = ''
     with Pool(context) as pool:
         for turn in range(-1, rounds):
             for subject in subjects(rows):
                 if not found[subject.key].error:
-                    cold = turn >= 0 and not subject.fresh and subject.side != side
-                    found[subject.key] = _once(pool, subject, turn, cold, found[subject.key])
+                    found[subject.key] = _once(pool, subject, turn, found[subject.key])
                     say(_line(subject, turn, found[subject.key]))
-                    side = subject.side
     return found
 
 
-def _once(pool: Pool, subject: Subject, turn: int, cold: bool, before: Samples) -> Samples:
+def _once(pool: Pool, subject: Subject, turn: int, before: Samples) -> Samples:
     facts = list(before.facts)
     try:
         if turn < 0:
             pool.prepare(subject)
-        if cold:
+        if turn >= 0 and not subject.fresh:
             facts.append(pool.run(subject)[1])
         seconds, last = pool.run(subject)
     except WorkerError as error:

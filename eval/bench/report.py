@@ -30,8 +30,7 @@ def difference(row: Row, ours: Samples, theirs: Samples) -> float | None:
     """The largest relative difference of the facts that must agree; None where none must."""
     if not row.agree:
         return None
-    # One side may have repeated more often, untimed; its n-th update is the other's n-th update.
-    pairs = list(zip(ours.facts, theirs.facts, strict=False))
+    pairs = list(zip(ours.facts, theirs.facts, strict=True))
     if row.first:
         pairs = pairs[:1]
     return max(
@@ -44,19 +43,17 @@ def entry(row: Row, samples: Mapping[str, Samples], machine: Mapping[str, Any]) 
 
     Returns:
       name, what, ratio, spread [least, greatest], target, ok, ours, theirs (medians), unit, and:
-      rounds (every value of both sides), facts (of the first repetition and the last that both
-      sides made), differ, note, machine.
+      rounds (every value of both sides), facts (first and last repetition), differ, note, machine.
       `ok` is None where something could not be measured, and `note` says what.
     """
     ours = samples[row.ours.key]
     theirs = samples[row.theirs.key] if row.theirs is not None else None
     both = {'ours': ours} | ({'theirs': theirs} if theirs is not None else {})
-    made = min(len(one.facts) for one in both.values())
     result: dict[str, Any] = {
         'name': row.name, 'what': row.what, 'ratio': None, 'spread': None, 'target': row.target,
         'ok': None, 'ours': None, 'theirs': None, 'unit': row.unit, 'differ': None,
         'note': row.note, 'rounds': {side: one.values for side, one in both.items()},
-        'facts': {side: [*one.facts[:1], *one.facts[1:made][-1:]] for side, one in both.items()},
+        'facts': {side: [*one.facts[:1], *one.facts[1:][-1:]] for side, one in both.items()},
         'machine': dict(machine),
     }  # fmt: skip
     errors = [f'{side}: {one.error}' for side, one in both.items() if one.error]
