@@ -74,6 +74,7 @@ def test_subjects_take_turns_in_processes_of_their_own(context):
     said = []
     samples = measure.group([one], context, say=said.append)
     assert samples[one.ours.key].values == [12.0, 14.0, 16.0]
+    assert len(samples[one.ours.key].facts) == context.repetitions == 7
     assert [line.split('10.0')[0].strip() == FAKE for line in said] == [True, False] * 4
     entry = report.entry(one, samples, {'cores': 2})
     assert entry['ratio'] == pytest.approx(14 / 24)
@@ -231,12 +232,15 @@ def test_list_and_unknown_names(capsys):
     assert 'no such row' in capsys.readouterr().err
 
 
-def test_a_real_row(tmp_path, capsys):
-    """HiRA against PEFT on a tiny GPT-Neo: same weights, same ids, same loss and gradient norm."""
+@pytest.mark.parametrize('name', ['hira', 'commonsense'])
+def test_a_real_row(tmp_path, capsys, name):
+    """Against PEFT on a tiny GPT-Neo: same weights, same ids, same loss and gradient norm."""
+    if name == 'commonsense' and not program.DATA.exists():
+        pytest.skip(f'real questions are not at {program.DATA}')
     pytest.importorskip('torch', reason='compares with torch (extra: test)')
     pytest.importorskip('peft', reason='compares with peft (extra: test)')
     out = tmp_path / 'bench.json'
-    program.main(['--quick', '--only', 'hira', '--rounds', '1', '--out', str(out)])
+    program.main(['--quick', '--only', name, '--rounds', '1', '--out', str(out)])
     (entry,) = json.loads(out.read_text())
     assert {'what', 'ratio', 'spread', 'target', 'ok', 'ours', 'theirs'} <= entry.keys()
     assert entry['differ'] < 1e-4, entry['note']

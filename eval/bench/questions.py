@@ -65,7 +65,7 @@ def batcher(context: Context) -> Batcher:
     size = 4 if context.quick else 16
     mixed = [row for task, n in SHARES.items() for row in rows(context, task, 4 * n)]
     examples = data.encode(mixed, tokenizer(context), max_length=MAX_LENGTH)
-    return Batcher(examples, size, max_length=MAX_LENGTH, steps=context.rounds + 1)
+    return Batcher(examples, size, max_length=MAX_LENGTH, steps=context.repetitions)
 
 
 def packed(context: Context) -> Callable[[int], dict[str, np.ndarray]]:
