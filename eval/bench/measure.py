@@ -60,7 +60,7 @@ def _once(pool: Pool, subject: Subject, turn: int, before: Samples) -> Samples:
     try:
         if turn < 0:
             pool.prepare(subject)
-        if turn >= 0 and not subject.fresh:
+        elif not subject.fresh:
             facts.append(pool.run(subject)[1])
         seconds, last = pool.run(subject)
     except WorkerError as error:
