@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from eval.prefill import Cache, carried, prefill, spread, step, used
+from jaxpeft.models import cache as caches
 
 _NEVER = -1e9  # a score that no sequence reaches, finite so that sums of it compare
 
@@ -39,7 +40,7 @@ class Beams(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=('forward', 'model', 'beams', 'new_tokens'))
-def search(forward, model, state, params, prefix, tokens, lengths, *, beams, new_tokens, eos):
+def search(forward, model, state, params, loop, prefix, tokens, lengths, *, beams, new_tokens, eos):
     """The best sequence of each row.
 
     Args:
@@ -47,6 +48,7 @@ def search(forward, model, state, params, prefix, tokens, lengths, *, beams, new
       model: static.
       state: adapter.
       params: base.
+      loop: the base for the loop.
       prefix: cache of the tokens that all rows begin with, or None.
       tokens: int32 [B, T], left-padded.
       lengths: int32 [B].
@@ -62,7 +64,7 @@ def search(forward, model, state, params, prefix, tokens, lengths, *, beams, new
     extend = functools.partial(_extend, eos=eos)
     logits, cache, start = prefill(run, model, prefix, tokens, lengths, new_tokens - 1)
     prompt = used(prefix) + tokens.shape[1]
-    cache, start = spread(cache, beams), jnp.repeat(start, beams)
+    cache, start = caches.apart(spread(cache, beams)), jnp.repeat(start, beams)
     first, _ = extend(
         0, jnp.repeat(logits, beams, axis=0), _empty(len(tokens), beams, new_tokens, eos)
     )
@@ -74,7 +76,7 @@ def search(forward, model, state, params, prefix, tokens, lengths, *, beams, new
     def body(carry):
         at, cache, found = carry
         last = jax.lax.dynamic_index_in_dim(found.tokens, at - 1, axis=2, keepdims=False)
-        logits, cache = step(run, cache, last.reshape(-1), start + at - 1)
+        logits, cache = step(forward, state, loop, cache, last.reshape(-1), start + at - 1)
         found, source = extend(at, logits, found)
         return at + 1, _reorder(cache, source, prompt), found
 
@@ -130,8 +132,10 @@ def _reorder(cache: Cache, source: jax.Array, prompt: int) -> Cache:
     """
     B, K = source.shape
     rows = (jnp.arange(B)[:, None] * K + source).reshape(-1)
-    moved = {
-        name: cache[name].at[:, :, :, prompt:].set(cache[name][:, rows, :, prompt:])
-        for name in ('k', 'v')
-    }
+
+    def move(leaf: jax.Array) -> jax.Array:  # [..., B K, Hkv, S, D]
+        new = jnp.take(leaf[..., prompt:, :], rows, axis=leaf.ndim - 4)
+        return leaf.at[..., prompt:, :].set(new)
+
+    moved = {name: jax.tree.map(move, cache[name]) for name in ('k', 'v')}
     return {**cache, **moved, **carried(cache, lambda leaf: leaf[rows])}

@@ -12,6 +12,7 @@ from eval import beam, finite
 from eval.batches import Batch
 from eval.prefill import Cache, prefill, ready, step
 from eval.sampling import GREEDY, History, Sampling, check, draws, pick
+from jaxpeft import models
 from jaxpeft.models import cache as caches
 from jaxpeft.models.config import ModelConfig
 
@@ -46,6 +47,7 @@ def generate(
     beams: int = 1,
     seed: int = 0,
     advance: Callable[[int], Any] = lambda rows: None,
+    loop: Any = None,
 ) -> list[np.ndarray]:
     """Continues every prompt until an end token, or for `new_tokens`.
 
@@ -62,6 +64,7 @@ def generate(
       beams: more than 1 is beam search, which excludes sampling.
       seed: of the samples; what a row draws depends on its number, not on its batch.
       advance: called with the rows done after each batch (a progress bar).
+      loop: `jp.models.apart(params)` of a caller that has it already; it is made here otherwise.
 
     Returns:
       The new tokens of each prompt, int32, without the end token and what follows it.
@@ -72,10 +75,11 @@ def generate(
     """
     parts = (forward, state, params, model)
     place, prefix, made = begin(parts, prompts, new_tokens, batch, sampling, seed, beams)
+    loop = models.apart(params) if loop is None else loop
     last = np.atleast_1d(np.asarray(eos, np.int32))
     out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     for part in made:
-        args = (forward, model, state, params, prefix, *place(part.tokens, part.lengths))
+        args = (forward, model, state, params, loop, prefix, *place(part.tokens, part.lengths))
         if beams > 1:
             found = beam.search(*args, beams=beams, new_tokens=new_tokens, eos=last)
         else:
@@ -129,8 +133,9 @@ def begin(
 
 @functools.partial(jax.jit, static_argnames=('forward', 'model', 'new_tokens', 'sampling'))
 def decode(
-    forward, model, state, params, prefix, tokens, lengths, drawn, *, new_tokens, eos, sampling
-):
+    forward, model, state, params, loop, prefix, tokens, lengths, drawn,
+    *, new_tokens, eos, sampling,
+):  # fmt: skip
     """One batch: prefill, then a loop that ends as soon as every row has ended.
 
     Args:
@@ -138,6 +143,7 @@ def decode(
       model: static.
       state: adapter.
       params: base.
+      loop: the base for the loop, see `generate`.
       prefix: cache of the tokens that all rows begin with, or None.
       tokens: int32 [B, T], left-padded.
       lengths: int32 [B].
@@ -165,7 +171,7 @@ def decode(
     def body(carry):
         at, cache, out, done, lost, history = carry
         last = jax.lax.dynamic_index_in_dim(out, at - 1, axis=1, keepdims=False)
-        logits, cache = step(run, cache, last, start + at - 1)
+        logits, cache = step(forward, state, loop, cache, last, start + at - 1)
         history = history.push(last) if history is not None else None
         token, sane = pick(logits, sampling, drawn[:, at], history)
         token = jnp.where(done, eos[0], token)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval import batches, placement
+from jaxpeft import models
 
 Cache = dict[str, jax.Array]
 _ROW_AXIS = {'k': 1, 'v': 1, 'pos': 0, 'seg': 0}  # of a cache's leaves
@@ -132,9 +133,23 @@ def carried(cache: Cache, change: Callable[[jax.Array], jax.Array]) -> Cache:
     return {_CARRIED: jax.tree.map(change, cache[_CARRIED])} if _CARRIED in cache else {}
 
 
-def step(run: Callable, cache: Cache, token: jax.Array, position: jax.Array):
-    """One token a row: ([B, V] logits, cache)."""
-    return run(
+def step(forward: Callable, state: Any, loop: Any, cache: Cache, token, position):
+    """One token a row, in the body of a loop.
+
+    Args:
+      forward: see `ready`.
+      state: adapter.
+      loop: `jp.models.apart` of the base.
+      cache: the same of what `prefill` gave (`caches.apart`).
+      token: int32 [B].
+      position: int32 [B].
+
+    Returns:
+      (logits float32 [B, V], cache).
+    """
+    return forward(
+        state,
+        {'params': models.joined(loop)},
         token[:, None],
         positions=position[:, None],
         segment_ids=jnp.ones((token.shape[0], 1), jnp.int32),

@@ -17,6 +17,8 @@ from eval import finite
 from eval.decode import begin, cut, ended, history_of
 from eval.prefill import prefill, step
 from eval.sampling import GREEDY, Sampling, draws, pick
+from jaxpeft import models
+from jaxpeft.models import cache as caches
 
 CHUNK = 16  # tokens between two looks at the text
 
@@ -35,6 +37,7 @@ def generate(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     advance: Callable[[int], Any] = lambda rows: None,
+    loop: Any = None,
 ) -> list[np.ndarray]:
     """Continues every prompt until an end token, until `stopped`, or for `new_tokens`.
 
@@ -51,6 +54,7 @@ def generate(
       sampling: greedy unless it says otherwise.
       seed: of the samples; what a row draws depends on its number, not on its batch.
       advance: called with the rows done after each batch.
+      loop: see `eval.decode.generate`.
 
     Returns:
       The new tokens of each prompt, int32, without the end token and what follows it; a row that
@@ -62,6 +66,7 @@ def generate(
     """
     parts = (forward, state, params, model)
     place, prefix, made = begin(parts, prompts, new_tokens, batch, sampling, seed)
+    loop = models.apart(params) if loop is None else loop
     ends = np.asarray(eos, np.int32)
     out: list[np.ndarray] = [np.zeros(0, np.int32)] * len(prompts)
     for part in made:
@@ -70,7 +75,7 @@ def generate(
         begun = _begin(
             forward, model, state, params, prefix, *arrays, new_tokens=new_tokens, sampling=sampling
         )
-        more = functools.partial(_more, forward, state, params, ends=ends, sampling=sampling)
+        more = functools.partial(_more, forward, state, loop, ends=ends, sampling=sampling)
         found = _until(begun, more, place, drawn, ends, stopped, len(part.numbers))
         for i, row, lost in zip(part.numbers, *found, strict=False):
             finite.check(not lost, f'prompt {i}')
@@ -113,17 +118,17 @@ def _begin(forward, model, state, params, prefix, tokens, lengths, drawn, *, new
     run = functools.partial(forward, state, {'params': params})
     logits, cache, start = prefill(run, model, prefix, tokens, lengths, new_tokens - 1)
     history = history_of(tokens, lengths, new_tokens) if sampling.needs_history else None
-    return pick(logits, sampling, drawn, history), (cache, start, history)
+    return pick(logits, sampling, drawn, history), (caches.apart(cache), start, history)
 
 
 @functools.partial(jax.jit, static_argnames=('forward', 'sampling'))
-def _more(forward, state, params, carry, last, drawn, done, at, steps, *, ends, sampling):
+def _more(forward, state, loop, carry, last, drawn, done, at, steps, *, ends, sampling):
     """At most `steps` tokens more: ((int32 [B, CHUNK], bool [B] not finite), carry).
 
     Args:
       forward: static.
       state: adapter.
-      params: base.
+      loop: the base for the loop.
       carry: (cache, start, history), what `_begin` or this gave.
       last: int32 [B], the token written last.
       drawn: float32 [B, CHUNK], what the rows sample by.
@@ -133,7 +138,6 @@ def _more(forward, state, params, carry, last, drawn, done, at, steps, *, ends, 
       ends: int32 [E], the end tokens.
       sampling: static.
     """
-    run = functools.partial(forward, state, {'params': params})
     cache, start, history = carry
     out = jnp.full(drawn.shape, ends[0], jnp.int32)
 
@@ -143,7 +147,7 @@ def _more(forward, state, params, carry, last, drawn, done, at, steps, *, ends, 
 
     def body(carry):
         i, cache, last, out, done, lost, history = carry
-        logits, cache = step(run, cache, last, start + at + i - 1)
+        logits, cache = step(forward, state, loop, cache, last, start + at + i - 1)
         history = history.push(last) if history is not None else None
         token, sane = pick(logits, sampling, drawn[:, i], history)
         token = jnp.where(done, ends[0], token)

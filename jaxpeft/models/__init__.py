@@ -13,6 +13,8 @@ from jaxpeft.models.known import config_of as config_of
 from jaxpeft.models.load import build as build
 from jaxpeft.models.load import load as load
 from jaxpeft.models.load import param_shapes as param_shapes
+from jaxpeft.models.loop import apart as apart
+from jaxpeft.models.loop import joined as joined
 from jaxpeft.models.names import stack as stack
 from jaxpeft.models.names import unstack as unstack
 from jaxpeft.models.save import save_pretrained as save_pretrained

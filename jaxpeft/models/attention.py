@@ -28,6 +28,7 @@ class Context(NamedTuple):
       cos, sin: [B, T, D / 2] float32 rotation of the queries' positions, None for learned
         positions.
       slot: int32 scalar, where the new keys go in the cache; None without one.
+      apart: whether the cache has an array a layer (`cache.apart`).
       kernel: what may run in place of the plain attention; static.
       spread: how tokens that stand once become the queries and keys; None where each has its own.
       places: [G, P] int32, then the positions of those tokens.
@@ -40,6 +41,7 @@ class Context(NamedTuple):
     cos: Array | None = None
     sin: Array | None = None
     slot: Array | None = None
+    apart: bool = False
     kernel: kernels.Kernel | None = None
     spread: Spread | None = None
     places: Array | None = None
@@ -55,7 +57,7 @@ class LayerInputs(NamedTuple):
 
     Attributes:
       window: int32 scalar or int, width of local attention; None: global.
-      k, v: [B, Hkv, S, D], this layer's cache; None without one.
+      k, v: [B, Hkv, S, D], this layer's cache (see `cache.apart`); None without one.
     """
 
     window: Array | int | None = None

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.models.attention import Context
+from jaxpeft.models.attention import Context, LayerInputs
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.spread import Spread, out
 
@@ -86,6 +86,7 @@ def context(
         k_pos=jax.lax.dynamic_update_slice(cache['pos'], pos, start),
         k_seg=jax.lax.dynamic_update_slice(cache['seg'], seg, start),
         slot=cache['index'],
+        apart=isinstance(cache['k'], tuple),
     )
 
 
@@ -133,25 +134,54 @@ def fitting(hidden: Array, cache: Cache | None) -> Array:
     return jnp.where(full, jnp.nan, hidden)
 
 
+def held(ctx: Context, layer: LayerInputs, k: Array, v: Array) -> tuple[Array, Array, Any]:
+    """One layer's keys and values, those of the cache among them.
+
+    Args:
+      ctx: of the forward pass.
+      layer: its k and v are the layer's part of the cache, or None without one.
+      k: new ones, `[B, T, Hkv, D]`.
+      v: new ones, `[B, T, Hkv, D]`.
+
+    Returns:
+      (k, v, new): all keys and values `[B, S, Hkv, D]`, and what `append` needs of the layer: the
+      new ones; all of them where the cache is `apart`, which has no second copy to update; None
+      without a cache.
+    """
+    if ctx.slot is None:
+        return k, v, None
+    whole = _extend(ctx.slot, layer.k, k), _extend(ctx.slot, layer.v, v)
+    as_rows = lambda x: x.reshape(len(k), k.shape[2], *x.shape[-2:]).swapaxes(1, 2)
+    return as_rows(whole[0]), as_rows(whole[1]), whole if ctx.apart else (k, v)
+
+
+def _extend(slot: Array, old: Array | None, new: Array) -> Array:
+    """`old`, `[B, Hkv, S, D]` or one row's `[Hkv, S, D]`, with `new` `[B, T, Hkv, D]` in place."""
+    assert old is not None
+    new = new.swapaxes(1, 2).astype(old.dtype).reshape(*old.shape[:-2], *new.shape[1::2])
+    start = [0] * (old.ndim - 2)
+    return jax.lax.dynamic_update_slice(old, new, (*start, slot, 0))
+
+
 def append(cache: Cache, ctx: Context, k: Array, v: Array) -> Cache:
-    """The cache after a forward pass whose new keys and values are k, v: [L, B, T, Hkv, D].
+    """The cache after a forward pass whose layers gave k, v (see `held`), stacked.
 
     One update of the whole stack, outside the layer scan, is in place when the cache is donated; a
     scan that returned the updated layers would copy the cache for every token.
     """
 
-    def put(held: Any, new: Array) -> Any:
-        if isinstance(held, tuple):
-            return tuple(map(put, held, new))
-        start = (*(0,) * (held.ndim - 2), cache['index'], 0)
-        return jax.lax.dynamic_update_slice(held, new.swapaxes(-3, -2).astype(held.dtype), start)
+    def put(old: Any, new: Array) -> Any:
+        if ctx.apart:
+            return tuple(new)
+        start = (0, 0, 0, cache['index'], 0)
+        return jax.lax.dynamic_update_slice(old, new.swapaxes(2, 3).astype(old.dtype), start)
 
     return {
         'k': put(cache['k'], k),
         'v': put(cache['v'], v),
         'pos': ctx.k_pos,
         'seg': ctx.k_seg,
-        'index': cache['index'] + k.shape[2],
+        'index': cache['index'] + ctx.q_pos.shape[1],
     }
 
 
@@ -159,24 +189,21 @@ def apart(cache: Cache) -> Cache:
     """The cache with an array a layer, for a decoding loop of one token at a time.
 
     On CPU, where a layer's keys are otherwise copied out of the stack for every token; elsewhere
-    the cache as it is. The models take either.
+    the cache as it is. The models take either, and expect the weights of `loop.apart` with it.
+
+    A single row's arrays are `[Hkv, S, D]`: XLA leaves an axis of one out of its products, and
+    would copy the keys from the one shape to the other, four times a token.
     """
     if jax.default_backend() != 'cpu':
         return cache
-    return {name: tuple(leaf) if name in ('k', 'v') else leaf for name, leaf in cache.items()}
+    one_row = cache['pos'].shape[0] == 1
+
+    def split(leaf: Array) -> tuple[Array, ...]:
+        return tuple(leaf[:, 0] if one_row else leaf)
+
+    return {**cache, 'k': split(cache['k']), 'v': split(cache['v'])}
 
 
 def stacked(leaf: Any) -> Array:
     """Keys or values `[L, B, Hkv, S, D]` of a cache that may be apart."""
     return jnp.stack(leaf) if isinstance(leaf, tuple) else leaf
-
-
-def extend(layer: Array | None, new: Array, slot: Array | None) -> Array:
-    """One layer's keys or values: the cached [B, Hkv, S, D] with `new` [B, T, Hkv, D] at `slot`.
-
-    Returns [B, S, Hkv, D].
-    """
-    if layer is None or slot is None:
-        return new
-    new = new.swapaxes(1, 2).astype(layer.dtype)
-    return jax.lax.dynamic_update_slice(layer, new, (0, 0, slot, 0)).swapaxes(1, 2)

@@ -54,10 +54,11 @@ class SelfAttention(nn.Module):
             k = RMSNorm(c.norm_eps, self.param_dtype, name='k_norm')(k)
         q, k = rotate(q, ctx.cos, ctx.sin), rotate(k, ctx.cos, ctx.sin)
         q, k, v = (spreads.out(ctx.spread, y) for y in (q, k, v))
+        k, v, new = caches.held(ctx, layer, k, v)
         out = Attention(c.head_dim**-0.5, ctx, layer, name='core')(
             q,
-            caches.extend(layer.k, k, ctx.slot),
-            caches.extend(layer.v, v, ctx.slot),
+            k,
+            v,
             q_pos=ctx.q_pos,
             k_pos=ctx.k_pos,
             q_seg=ctx.q_seg,
@@ -65,7 +66,6 @@ class SelfAttention(nn.Module):
             window=layer.window,
         )
         out = spreads.home(ctx.spread, out).reshape(*x.shape[:-1], c.num_heads * c.head_dim)
-        new = None if ctx.slot is None else (k, v)
         return _dense(self, c.hidden_size, 'o_proj', c.o_bias)(out), new
 
 

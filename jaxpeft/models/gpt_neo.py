@@ -49,17 +49,17 @@ class SelfAttention(nn.Module):
         q, k, v = (
             spreads.out(ctx.spread, project(name)) for name in ('q_proj', 'k_proj', 'v_proj')
         )
+        k, v, new = caches.held(ctx, layer, k, v)
         out = Attention(1.0, ctx, layer, name='core')(
             q,
-            caches.extend(layer.k, k, ctx.slot),
-            caches.extend(layer.v, v, ctx.slot),
+            k,
+            v,
             q_pos=ctx.q_pos,
             k_pos=ctx.k_pos,
             q_seg=ctx.q_seg,
             k_seg=ctx.k_seg,
             window=layer.window,
         )
-        new = None if ctx.slot is None else (k, v)
         out = spreads.home(ctx.spread, out).reshape(x.shape)
         return _dense(self, self.config.hidden_size, 'out_proj')(out), new
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxpeft.models import loop
 from jaxpeft.models.attention import Context, LayerInputs
 from jaxpeft.models.cache import Cache, stacked
 from jaxpeft.models.config import ModelConfig
@@ -67,36 +69,13 @@ def run_layers(
       ValueError: an unknown remat policy.
     """
     kwargs = {'dtype': trunk.dtype, 'param_dtype': trunk.param_dtype}
+    one_token = ctx.apart and x.shape[1] == 1
     inner = make_layers(
-        block, trunk.config, scan=trunk.scan, remat=trunk.remat, one_token=_one_token(x, ctx),
+        block, trunk.config, scan=trunk.scan, remat=trunk.remat, one_token=one_token,
         name=name, **kwargs,
     )  # fmt: skip
-    return inner(x, layers, ctx)
-
-
-def _one_token(x: Array, ctx: Context) -> bool:
-    """Whether this is a decoding step on CPU, where a loop over stacked layers costs a copy each.
-
-    XLA on CPU copies a layer's weights out of the stack before it multiplies by them: nothing
-    beside a batch of prompts, and twice the work of one token. Unrolled, the copies are made once,
-    before the decoding loop; they are one more set of weights.
-    """
-    return ctx.slot is not None and x.shape[1] == 1 and jax.default_backend() == 'cpu'
-
-
-def _apart(params: Any) -> Any:
-    """A layer's weights, in a form that XLA takes out of a loop: it moves arithmetic, no slices.
-
-    The values are the same to the bit, of finite weights.
-    """
-
-    def same(w: Array) -> Array:
-        if not jnp.issubdtype(w.dtype, jnp.floating):
-            return w
-        limit = jnp.finfo(w.dtype).max
-        return jax.lax.clamp(jnp.asarray(-limit, w.dtype), w, jnp.asarray(limit, w.dtype))
-
-    return jax.tree.map(same, params)
+    with nn.intercept_methods(loop.dense) if one_token and trunk.scan else nullcontext():
+        return inner(x, layers, ctx)
 
 
 def make_layers(
@@ -119,7 +98,7 @@ def make_layers(
       remat: None keeps all activations; 'full' keeps each layer's input only; 'dots' keeps the
         results of matrix multiplications; 'dots_no_batch' keeps those of the linears but not of
         attention.
-      one_token: unroll the scan's loop, over the same stacked parameters.
+      one_token: unroll the scan's loop, over parameters that are stacked in name (`loop.joined`).
       name: of the module.
 
     Raises:
@@ -132,8 +111,6 @@ def make_layers(
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=not scan)
     if not scan:
         return Unrolled(block, config, kwargs, name=name)
-    if one_token:
-        block = nn.map_variables(block, 'params', _apart)
     scanned = nn.scan(
         block,
         variable_axes={'params': 0},

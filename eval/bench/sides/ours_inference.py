@@ -26,9 +26,13 @@ def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, An
     if spec['what'] == 'generate':
         prompts = questions.prompts(context, spec['batch'])
         count = questions.new_tokens(context)
+        # Once for all rows of a task, as transformers has its weights ready when they are loaded.
+        loop = jp.models.apart(params)
 
         def generate() -> dict[str, Any]:
-            rows = decode.generate(*run, prompts, new_tokens=count, eos=NO_END, batch=spec['batch'])
+            rows = decode.generate(
+                *run, prompts, new_tokens=count, eos=NO_END, batch=spec['batch'], loop=loop
+            )
             return {'tokens': questions.digest(rows)}
 
         return generate
