@@ -78,6 +78,18 @@ def test_single_tokens_through_the_loop_s_form_equal_a_plain_pass(kind, scan, ro
     assert int(cache['index']) == 9
 
 
+@pytest.mark.parametrize('scan', [True, False])
+def test_a_model_with_remat_has_a_cache_as_well(scan):
+    model, params = made('gpt_neo', scan)
+    model = model.clone(remat='full')
+    text = tokens(2, 7)
+    want = jit(lambda p: model.apply({'params': p}, text))(params)
+    step = jit(lambda p, t, c: model.apply({'params': models.joined(p)}, t, cache=c))
+    _, cache = step(params, text[:, :6], model.init_cache(2, 7))
+    logits, _ = step(models.apart(params), text[:, 6:], caches.apart(cache))
+    np.testing.assert_allclose(logits[:, 0], want[:, 6], rtol=2e-4, atol=2e-5)
+
+
 def test_several_tokens_into_a_cache_that_is_apart():
     model, params = made('qwen3')
     text = tokens(1, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,6 +19,12 @@ Array = jax.Array
 EVERYONE = -1
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Apart:
+    """A mark, static, so that it goes through scan and remat as structure; remat traces a bool."""
+
+
 class Context(NamedTuple):
     """What every layer of one forward pass shares.
 
@@ -28,7 +35,7 @@ class Context(NamedTuple):
       cos, sin: [B, T, D / 2] float32 rotation of the queries' positions, None for learned
         positions.
       slot: int32 scalar, where the new keys go in the cache; None without one.
-      apart: whether the cache has an array a layer (`cache.apart`).
+      apart: where the cache has an array a layer (`cache.apart`); None elsewhere.
       kernel: what may run in place of the plain attention; static.
       spread: how tokens that stand once become the queries and keys; None where each has its own.
       places: [G, P] int32, then the positions of those tokens.
@@ -41,7 +48,7 @@ class Context(NamedTuple):
     cos: Array | None = None
     sin: Array | None = None
     slot: Array | None = None
-    apart: bool = False
+    apart: Apart | None = None
     kernel: kernels.Kernel | None = None
     spread: Spread | None = None
     places: Array | None = None

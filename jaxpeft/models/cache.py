@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.models.attention import Context, LayerInputs
+from jaxpeft.models.attention import Apart, Context, LayerInputs
 from jaxpeft.models.config import ModelConfig
 from jaxpeft.models.spread import Spread, out
 
@@ -86,7 +86,7 @@ def context(
         k_pos=jax.lax.dynamic_update_slice(cache['pos'], pos, start),
         k_seg=jax.lax.dynamic_update_slice(cache['seg'], seg, start),
         slot=cache['index'],
-        apart=isinstance(cache['k'], tuple),
+        apart=Apart() if isinstance(cache['k'], tuple) else None,
     )
 
 
@@ -152,7 +152,7 @@ def held(ctx: Context, layer: LayerInputs, k: Array, v: Array) -> tuple[Array, A
         return k, v, None
     whole = _extend(ctx.slot, layer.k, k), _extend(ctx.slot, layer.v, v)
     as_rows = lambda x: x.reshape(len(k), k.shape[2], *x.shape[-2:]).swapaxes(1, 2)
-    return as_rows(whole[0]), as_rows(whole[1]), whole if ctx.apart else (k, v)
+    return as_rows(whole[0]), as_rows(whole[1]), whole if ctx.apart is not None else (k, v)
 
 
 def _extend(slot: Array, old: Array | None, new: Array) -> Array:
@@ -171,7 +171,7 @@ def append(cache: Cache, ctx: Context, k: Array, v: Array) -> Cache:
     """
 
     def put(old: Any, new: Array) -> Any:
-        if ctx.apart:
+        if ctx.apart is not None:
             return tuple(new)
         start = (0, 0, 0, cache['index'], 0)
         return jax.lax.dynamic_update_slice(old, new.swapaxes(2, 3).astype(old.dtype), start)

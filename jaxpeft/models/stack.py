@@ -69,7 +69,7 @@ def run_layers(
       ValueError: an unknown remat policy.
     """
     kwargs = {'dtype': trunk.dtype, 'param_dtype': trunk.param_dtype}
-    one_token = ctx.apart and x.shape[1] == 1
+    one_token = ctx.apart is not None and x.shape[1] == 1
     inner = make_layers(
         block, trunk.config, scan=trunk.scan, remat=trunk.remat, one_token=one_token,
         name=name, **kwargs,
