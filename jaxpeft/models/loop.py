@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen.dtypes import promote_dtype
 
-from jaxpeft.models.names import is_stacked
+from jaxpeft.models.names import flatten, is_kernel, is_stacked, unflatten
 
 Array = jax.Array
 PARTS = 4
@@ -46,11 +46,8 @@ def apart(params: Any) -> Any:
     if jax.default_backend() != 'cpu':
         return params
 
-    def split(path: Any, leaf: Any) -> Any:
-        names = tuple(str(key.key) for key in path)
-        return _split(leaf) if names[-1] == 'kernel' and is_stacked(names) else leaf
-
-    return jax.tree_util.tree_map_with_path(split, params)
+    split = lambda path, leaf: _split(leaf) if is_kernel(path) and is_stacked(path) else leaf
+    return unflatten({path: split(path, leaf) for path, leaf in flatten(params)})
 
 
 @jax.jit
