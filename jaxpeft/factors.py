@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import base, lowrank
+from jaxpeft import base, linalg, lowrank
 from jaxpeft.near import nearest
 
 
@@ -117,9 +117,10 @@ def scale_of(state: base.State, default: float) -> base.Array | float:
 
 
 def product(
-    state: base.State, scale: float, x: base.Array, w: base.Array, dropped: base.Array
-) -> base.Array:
-    """`x W + s (dropped A) B - (dropped U) Vt` in float32, the cheaper way; see `lowrank`.
+    state: base.State, scale: float, x: base.Array, w: base.Array, dropped: base.Array,
+    columns: Callable[[base.Array | None], base.Array] | None = None,
+) -> base.Array:  # fmt: skip
+    """`n o (x W + s (dropped A) B - (dropped U) Vt)` in float32, the cheaper way; see `lowrank`.
 
     Args:
       state: as for `update`.
@@ -127,19 +128,47 @@ def product(
       x: `[..., n]`.
       w: `[n, m]`.
       dropped: x after dropout; x itself where there is none.
+      columns: gives n, `[m]` float32, for the sum `W + s A B - U Vt` where it is formed, else for
+        None; without it nothing is rescaled.
 
     Returns:
       `[..., m]`.
     """
-    if dropped is not x or not lowrank.merges(x, w):
+    if not lowrank.merges(x, w, dropped):
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        return y + update(state, scale, dropped)
+        y = y + update(state, scale, dropped)
+        return y if columns is None else per_column(columns(None), y)
+    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
+    return lowrank.matmul(x, w, *_parts(state, scale), columns)
+
+
+def column_norm(
+    state: base.State, scale: float, w: base.Array, whole: base.Array | None = None
+) -> base.Array:
+    """The norms of the columns of `W + s A B - U Vt`, `[m]` float32, at least 1e-6 of W's.
+
+    Args:
+      state: as for `update`, with the constant `norm [m]`, W's own.
+      scale: s.
+      w: `[n, m]`.
+      whole: the sum itself, where it was formed; None: in factored form, `linalg.column_norm`.
+    """
+    norm = state.consts['norm']
+    if whole is None:
+        return linalg.column_norm(w, *pair(state, scale), norm)
+    return linalg.root(jnp.sum(whole**2, axis=0), norm)
+
+
+# Keeps n for the backward pass, and not n repeated for every token.
+per_column = jax.checkpoint(lowrank.rescaled)
+
+
+def _parts(state: base.State, scale: float) -> tuple[base.Array, base.Array, lowrank.Tail, float]:
+    """a, b, the part that is taken out and a number s, as `lowrank` has them."""
     a, b, s = get(state, 'a'), get(state, 'b'), scale_of(state, scale)
     tail = (state.consts['u'], state.consts['vt']) if 'u' in state.consts else None
-    if not isinstance(s, float | int):  # a layer's own, or a sweep's
-        b, s = s * b, 1.0
-    x, w = x.astype(jnp.float32), w.astype(jnp.float32)
-    return lowrank.matmul(x, w, a, b, tail, s)
+    # A layer's own, or a sweep's, is an array.
+    return (a, b, tail, s) if isinstance(s, float | int) else (a, s * b, tail, 1.0)
 
 
 def update(state: base.State, scale: float, x: base.Array) -> base.Array:

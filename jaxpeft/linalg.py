@@ -263,6 +263,11 @@ def column_norm(w: Array, a: Array, b: Array, norm: Array) -> Array:
     """
     cross = _mul(a.T, w.astype(jnp.float32))  # [r, m]
     square = norm**2 + jnp.sum(b * (2.0 * cross + _mul(_mul(a.T, a), b)), axis=0)
+    return root(square, norm)
+
+
+def root(square: Array, norm: Array) -> Array:
+    """The norms of columns from their squares, with `column_norm`'s floor; all `[m]` float32."""
     # Rounding can leave a column that the update cancels slightly below zero.
     floor = jnp.maximum(1e-12 * jnp.where(norm > 0.0, norm, 1.0) ** 2, TINY)
     return jnp.sqrt(jnp.maximum(square, floor))

@@ -3,14 +3,17 @@
     W' = n o (W + s A B)        n = m / |W + s A B|, one number an output column
 
 The norm is a constant of the backward pass (the paper's section 4.3, the authors' and PEFT's
-default). It is computed in factored form, in float32 and once a call whatever the number of
-tokens; PEFT forms the dense A B by sending an identity matrix through the layers.
+default), float32 and computed once a call: of the sum `W + s A B` where the product forms it (many
+tokens; see `jaxpeft.lowrank`), else in factored form. PEFT forms the dense A B for it, by sending
+an identity matrix through the layers.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from jaxpeft import base, factors, linalg
+from jaxpeft import base, factors
 from jaxpeft.methods.lora import draw, parse
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
@@ -40,8 +43,9 @@ def dora(
 
         y = x W + (n - 1) o (x' W) + n o s (x' A) B        x' = dropout(x)
 
-    A column of zeros has no direction: it stays zero. Its cost beside LoRA's is `2 n m r` FLOPs a
-    call for the norm and, for the gradient of m, one `[..., m]` float32 activation.
+    A column of zeros has no direction: it stays zero. Its cost beside LoRA's is, for the
+    gradient of m, one `[..., m]` float32 activation and, for few tokens, `2 n m r` FLOPs a call for
+    the norm.
 
     Args:
       rank: r, at most min(n, m).
@@ -85,9 +89,8 @@ def dora(
         del side
         dropped = base.dropout(key, x, dropout)
         # The base's own product sees all of x; the part that is rescaled sees what dropout left.
-        seen = factors.product(state, scale, dropped, w, dropped)
-        n = ratio(state, w, scale, detach)
-        y = per_column(n, seen)
+        columns = functools.partial(ratio, state, w, scale, detach)
+        y = factors.product(state, scale, dropped, w, dropped, columns)
         if dropped is not x:
             y = y + jnp.matmul(x - dropped, w, preferred_element_type=jnp.float32)
         return y.astype(jnp.result_type(x, w))
@@ -99,18 +102,17 @@ def dora(
     return base.Method(spec, init_one, apply, weight, base.no_penalty)
 
 
-@jax.checkpoint  # keeps n for the backward pass, and not n repeated for every token
-def per_column(n: base.Array, y: base.Array) -> base.Array:
-    """`n o y`: `[m]`, `[..., m]`."""
-    return jnp.broadcast_to(n, y.shape) * y
+def ratio(
+    state: base.State, w: base.Array, scale: float, detach: bool, whole: base.Array | None = None
+) -> base.Array:
+    """`n = m / |W + s A B|`, `[m]` float32; no gradient through the norm where `detach`.
 
-
-def ratio(state: base.State, w: base.Array, scale: float, detach: bool) -> base.Array:
-    """`n = m / |W + s A B|`, `[m]` float32; no gradient through the norm where `detach`."""
-    args = (w, *factors.pair(state, scale), state.consts['norm'])
+    The arguments are those of `factors.column_norm`.
+    """
     if detach:
-        norm = linalg.column_norm(*jax.lax.stop_gradient(args))
+        constant, w = jax.lax.stop_gradient((state, w))
+        norm = factors.column_norm(constant, scale, w, whole)
     else:
         # Recomputed in the backward pass: what it would keep is a float32 copy of a bfloat16 base.
-        norm = jax.checkpoint(linalg.column_norm)(*args)
+        norm = jax.checkpoint(factors.column_norm)(state, scale, w)
     return state.params['m'] / norm

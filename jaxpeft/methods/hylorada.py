@@ -10,11 +10,13 @@ no function class beyond DoRA's, exactly mergeable, but other dynamics of m. Her
 detached and the bias is not rescaled, as in DoRA's paper; there neither holds.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from jaxpeft import base, factors
-from jaxpeft.methods.dora import per_column, ratio
+from jaxpeft.methods.dora import ratio
 from jaxpeft.near import nearest
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj')
@@ -95,9 +97,10 @@ def hylorada(
 
     def apply(state, w, x, *, key=None, side=None):
         del side
-        z = factors.product(state, scale, x, w, base.dropout(key, x, dropout))
-        c = column_scale(state, w, scale, detach)
-        return per_column(c, z).astype(jnp.result_type(x, w))
+        dropped = base.dropout(key, x, dropout)
+        columns = functools.partial(column_scale, state, w, scale, detach)
+        y = factors.product(state, scale, x, w, dropped, columns)
+        return y.astype(jnp.result_type(x, w))
 
     def weight(state, w):
         p, q = factors.pair(state, scale)
@@ -144,9 +147,11 @@ def _frozen(state: base.State) -> base.State:
     return base.State(trained, {**state.consts, **logits})
 
 
-def column_scale(state: base.State, w: base.Array, scale: float, detach: bool) -> base.Array:
+def column_scale(
+    state: base.State, w: base.Array, scale: float, detach: bool, whole: base.Array | None = None
+) -> base.Array:
     """c `[m]`, float32: DoRA's ratio of the blended magnitude, blended with LoRA's 1."""
     gamma, beta = (jax.nn.sigmoid(factors.get(state, name)) for name in LOGITS)
     blended = gamma * state.params['m'] + (1.0 - gamma) * state.consts['norm']
-    dora = ratio(state._replace(params={**state.params, 'm': blended}), w, scale, detach)
+    dora = ratio(state._replace(params={**state.params, 'm': blended}), w, scale, detach, whole)
     return (1.0 - beta) * dora + beta

@@ -8,6 +8,7 @@ with w_s: each one's gradient is a product with the other, so neither ever moves
 P into the layer. Here w_s alone starts at zero (beside b), and P comes as `side['structure']`.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from jaxpeft import base, factors
-from jaxpeft.methods.dora import per_column
 from jaxpeft.methods.hylorada import SEARCH as V1
 from jaxpeft.methods.hylorada import check, column_scale, draw
 
@@ -98,14 +98,15 @@ def hylorada_v2(
     def apply(state, w, x, *, key=None, side=None):
         dropped = base.dropout(key, x, dropout)
         prior = prior_of(side, x, structure_dim)
+        columns = functools.partial(column_scale, state, w, scale, detach)
         if prior is None:
-            z = factors.product(state, scale, x, w, dropped)
+            y = factors.product(state, scale, x, w, dropped, columns)
         else:
             rho = structure_scale(state.params['w_s'], prior)[..., None]
             update = factors.update(state, scale, dropped)
             z = jnp.matmul(x, w, preferred_element_type=jnp.float32) + rho * update
-        c = column_scale(state, w, scale, detach)
-        return per_column(c, z).astype(jnp.result_type(x, w))
+            y = factors.per_column(columns(), z)
+        return y.astype(jnp.result_type(x, w))
 
     return base.Method(spec, init_one, apply, None, base.no_penalty)
 

@@ -90,7 +90,7 @@ def kasa(
         dropped = base.dropout(key, x, dropout)
         a, b, tail = _gated(state), factors.get(state, 'b'), (state.consts['u'], state.consts['vt'])
         dtype = jnp.result_type(x, w)
-        if dropped is x and lowrank.merges(x, w):
+        if lowrank.merges(x, w, dropped):
             x, w = x.astype(jnp.float32), w.astype(jnp.float32)
             b, s = (b, scale) if base.known(scale) else (scale * b, 1.0)
             return lowrank.matmul(x, w, a, b, tail, s).astype(dtype)
