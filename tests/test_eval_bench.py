@@ -74,7 +74,7 @@ def test_subjects_take_turns_in_processes_of_their_own(context):
     said = []
     samples = measure.group([one], context, say=said.append)
     assert samples[one.ours.key].values == [12.0, 14.0, 16.0]
-    assert len(samples[one.ours.key].facts) == context.repetitions == 7
+    assert len(samples[one.ours.key].facts) == 7
     assert [line.split('10.0')[0].strip() == FAKE for line in said] == [True, False] * 4
     entry = report.entry(one, samples, {'cores': 2})
     assert entry['ratio'] == pytest.approx(14 / 24)
@@ -83,6 +83,17 @@ def test_subjects_take_turns_in_processes_of_their_own(context):
     assert entry['rounds'] == {'ours': [12.0, 14.0, 16.0], 'theirs': [22.0, 24.0, 26.0]}
     assert entry['differ'] == 0.0
     json.dumps(entry)
+
+
+def test_rounds_of_different_work_are_taken_together(context):
+    """Values 10 to 19 over 20 to 29, call 0 alone and then three a turn, of which two count."""
+    one = row(fake(value=10.0), fake(value=20.0), target=0.6, batches=2)
+    samples = measure.group([one], context, say=lambda line: None)
+    assert samples[one.ours.key].values == [12.5, 15.5, 18.5]
+    entry = report.entry(one, samples, {})
+    assert entry['ratio'] == pytest.approx(46.5 / 76.5)
+    assert entry['spread'] == pytest.approx([12.5 / 22.5, 18.5 / 28.5])
+    assert (entry['ok'], entry['ours']) == (False, 15.5)
 
 
 def test_one_warm_process_a_side_and_fresh_ones_where_asked(context):

@@ -45,11 +45,6 @@ class Context:
     threads: int = len(os.sched_getaffinity(0))
 
     @property
-    def repetitions(self) -> int:
-        """Of a warm subject in all, see `measure.group`: the first, and two a round."""
-        return 1 + 2 * self.rounds
-
-    @property
     def batch(self) -> int:
         """Rows of a training step."""
         return 2 if self.quick else 4

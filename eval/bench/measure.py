@@ -1,5 +1,6 @@
 """Measuring a group: its subjects take turns, round by round."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,9 +36,9 @@ def group(
     """Measures the rows of one group.
 
     Every subject runs once untimed (it compiles, and warms the caches), then `rounds` times, all
-    of them in turn. In its turn a warm subject runs twice and the second is timed, as a training
-    step follows a training step: while others ran, the memory that it had given back went to them,
-    or from a virtual machine to its host, and to get it back cost our DoRA step 1 s of 4 on such a
+    of them in turn. In its turn a warm subject runs once before what is timed, as a training step
+    follows a training step: while others ran, the memory that it had given back went to them, or
+    from a virtual machine to its host, and to get it back cost our DoRA step 1 s of 4 on such a
     machine. A subject that fails is left out of the turns that follow.
 
     Returns:
@@ -46,28 +47,29 @@ def group(
     found = {subject.key: Samples([], []) for subject in subjects(rows)}
     limits = [row.rounds for row in rows if row.rounds is not None]
     rounds = min([context.rounds, *limits])
+    runs = max([1, *(row.batches for row in rows)])
     with Pool(context) as pool:
         for turn in range(-1, rounds):
+            timed = 0 if turn < 0 else runs
             for subject in subjects(rows):
                 if not found[subject.key].error:
-                    found[subject.key] = _once(pool, subject, turn, found[subject.key])
+                    found[subject.key] = _turn(pool, subject, timed, found[subject.key])
                     say(_line(subject, turn, found[subject.key]))
     return found
 
 
-def _once(pool: Pool, subject: Subject, turn: int, before: Samples) -> Samples:
-    facts = list(before.facts)
+def _turn(pool: Pool, subject: Subject, timed: int, before: Samples) -> Samples:
+    """One run that does not count, except of fresh processes, then the timed ones."""
+    untimed = 0 if timed and subject.fresh else 1
     try:
-        if turn < 0:
+        if not timed:
             pool.prepare(subject)
-        elif not subject.fresh:
-            facts.append(pool.run(subject)[1])
-        seconds, last = pool.run(subject)
+        made = [pool.run(subject) for _ in range(untimed + timed)]
     except WorkerError as error:
         return before._replace(error=str(error))
-    value = last.get('value', seconds)
-    values = before.values if turn < 0 else [*before.values, value]
-    return Samples(values, [*facts, last])
+    figures = [facts.get('value', seconds) for seconds, facts in made[untimed:]]
+    values = [*before.values, statistics.fmean(figures)] if timed else before.values
+    return Samples(values, [*before.facts, *(facts for _, facts in made)])
 
 
 def _line(subject: Subject, turn: int, samples: Samples) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from eval.bench.context import Context, base_folder, config_of
+from eval.bench.rows import TIMED
 from eval.questions import Question, build
 from train import benchmarks, data
 from train.batching import Batcher
@@ -65,7 +66,7 @@ def batcher(context: Context) -> Batcher:
     size = 4 if context.quick else 16
     mixed = [row for task, n in SHARES.items() for row in rows(context, task, 4 * n)]
     examples = data.encode(mixed, tokenizer(context), max_length=MAX_LENGTH)
-    return Batcher(examples, size, max_length=MAX_LENGTH, steps=context.repetitions)
+    return Batcher(examples, size, max_length=MAX_LENGTH, steps=1 + (1 + TIMED) * context.rounds)
 
 
 def packed(context: Context) -> Callable[[int], dict[str, np.ndarray]]:

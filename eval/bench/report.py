@@ -26,6 +26,16 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[
     return statistics.median(ratios), [min(ratios), max(ratios)]
 
 
+def pooled(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float]]:
+    """The ratio of all rounds together, for rounds of different work; spread as of `paired`.
+
+    Example:
+      >>> pooled([2.0, 3.0], [4.0, 16.0])
+      (0.25, [0.1875, 0.5])
+    """
+    return sum(ours) / sum(theirs), paired(ours, theirs)[1]
+
+
 def difference(row: Row, ours: Samples, theirs: Samples) -> float | None:
     """The largest relative difference of the facts that must agree; None where none must."""
     if not row.agree:
@@ -63,7 +73,8 @@ def entry(row: Row, samples: Mapping[str, Samples], machine: Mapping[str, Any]) 
     if theirs is None:
         result |= {'ratio': result['ours'], 'spread': [min(ours.values), max(ours.values)]}
     else:
-        ratio, spread = paired(ours.values, theirs.values)
+        combine = pooled if row.batches else paired
+        ratio, spread = combine(ours.values, theirs.values)
         differ = difference(row, ours, theirs)
         result |= {
             'ratio': ratio, 'spread': spread, 'theirs': statistics.median(theirs.values),

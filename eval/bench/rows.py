@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from train.near import nearest
 
 FAMILIES = ('steps', 'own', 'commonsense', 'flops', 'memory', 'start', 'inference')
+TIMED = 2  # commonsense batches that a side's turn is timed on, after one that does not count
 STEP = ('loss', 'grad_norm')  # what two sides of a training step must agree on
 
 
@@ -50,6 +51,8 @@ class Row(NamedTuple):
       agree: facts that both sides report and that must be equal to `report.TOLERANCE`.
       first: they are compared in the first repetition only.
       rounds: repetitions; None is the program's own number.
+      batches: where every run is other work: how many of a turn count. A round's figure is then
+        their mean, and the ratio that of all rounds together. 0: one run, and the median ratio.
       note: what the reader should know of this row.
     """
 
@@ -63,6 +66,7 @@ class Row(NamedTuple):
     agree: tuple[str, ...] = ()
     first: bool = False
     rounds: int | None = None
+    batches: int = 0
     note: str = ''
 
 
