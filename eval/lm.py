@@ -21,6 +21,7 @@ from eval.bar import rows_bar
 from eval.likelihood import Pair
 from eval.sampling import Sampling
 from eval.subject import Subject
+from jaxpeft import models
 
 
 @register_model('jaxpeft')
@@ -186,15 +187,16 @@ class JaxPEFT(TemplateLM):
         are off (transformers has top_k 50 then).
         """
         out = [''] * len(requests)
+        loop = models.apart(self.subject.params)  # once for all sets of options
         with rows_bar('generate', len(requests), self._shown(disable_tqdm)) as advance:
             for own in gen_kwargs.alike([request.args[1] for request in requests]):
-                texts = self._generate([requests[i].args for i in own], advance)
+                texts = self._generate([requests[i].args for i in own], loop, advance)
                 for i, text in zip(own, texts, strict=True):
                     out[i] = text
                     self.cache_hook.add_partial('generate_until', requests[i].args, text)
         return out
 
-    def _generate(self, asked: Sequence[Any], advance: Any) -> list[str]:
+    def _generate(self, asked: Sequence[Any], loop: Any, advance: Any) -> list[str]:
         """Requests of one set of options."""
         new_tokens, stops, sampling = self._options(asked[0][1])
         room = self.max_length - new_tokens
@@ -215,6 +217,7 @@ class JaxPEFT(TemplateLM):
             sampling=sampling,
             seed=self.seed,
             advance=advance,
+            loop=loop,
         )
         texts = [self._text(self._cut(row, stops)) for row in tokens]
         return [text[: gen_kwargs.first(text, stops)] for text in texts]

@@ -67,8 +67,11 @@ def matmul(
 
 
 def _summed(w: Array, a: Array, b: Array, tail: Tail, scale: float) -> Array:
-    whole = w + scale * (a @ b)
-    return whole if tail is None else whole - tail[0] @ tail[1]
+    if tail is None:
+        return w + scale * (a @ b)
+    # One product of both pairs: on CPU each product is one more array of the kernel's size.
+    left = jnp.concatenate([scale * a, -tail[0]], axis=1)
+    return w + left @ jnp.concatenate([b, tail[1]], axis=0)
 
 
 def rescaled(n: Array | None, y: Array) -> Array:

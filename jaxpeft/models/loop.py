@@ -45,7 +45,6 @@ def apart(params: Any) -> Any:
     """
     if jax.default_backend() != 'cpu':
         return params
-
     split = lambda path, leaf: _split(leaf) if is_kernel(path) and is_stacked(path) else leaf
     return unflatten({path: split(path, leaf) for path, leaf in flatten(params)})
 
@@ -77,19 +76,20 @@ def dense(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
     kernel: Any = module.get_variable('params', 'kernel')
     bias = module.get_variable('params', 'bias') if module.use_bias else None
     x, kernel, bias = promote_dtype(x, kernel, bias, dtype=module.dtype)
-    y = product(x[:, 0], kernel)[:, None]
+    y = product(x[:, 0], kernel, module.precision)[:, None]
     return y if bias is None else y + jnp.broadcast_to(bias, y.shape)
 
 
-def product(x: Array, w: Array) -> Array:
+def product(x: Array, w: Array, precision: Any = None) -> Array:
     """`x [B, in] @ w [in, out]` for a `w` that lies in memory as `[out, in]`."""
     n_out = w.shape[1]
     if len(x) > 1:
         # The barriers keep XLA from turning it back into x @ w.
         columns = jax.lax.optimization_barrier(x.T)
-        y = jax.lax.dot_general(w, columns, (((0,), (0,)), ((), ())))
+        y = jax.lax.dot_general(w, columns, (((0,), (0,)), ((), ())), precision)
         return jax.lax.optimization_barrier(y).T
     parts = PARTS if n_out % PARTS == 0 else 1
     kernels = w.T.reshape(parts, n_out // parts, -1)
     same = jnp.broadcast_to(x, (parts, x.shape[1]))
-    return jax.lax.dot_general(kernels, same, (((2,), (1,)), ((0,), (0,)))).reshape(1, n_out)
+    dims = (((2,), (1,)), ((0,), (0,)))
+    return jax.lax.dot_general(kernels, same, dims, precision).reshape(1, n_out)
