@@ -97,7 +97,7 @@ def _forward(
     frozen = None if _trained(w, tail) else ()  # by structure: a bool would become an array
     x, whole, w, a, b, tail, n = jax.tree.map(lambda p: p.value, (x, whole, w, a, b, tail, n))
     z = jnp.matmul(x, whole)
-    return rescaled(n, z), (x, w, a, b, tail, None if n is None else (n, z), frozen)
+    return rescaled(n, z), (x, w, a, b, tail, n, None if n is None else z, frozen)
 
 
 def _trained(w: Any, tail: Any) -> bool:
@@ -110,11 +110,10 @@ def _backward(scale: float, precision: str | None, saved: Any, dy: Any) -> Any:
 
 
 def _gradients(scale: float, saved: Any, dy: Any) -> Any:
-    x, w, a, b, tail, columns, frozen = saved
+    x, w, a, b, tail, n, z, frozen = saved
     shape = x.shape
     x, dy = x.reshape(-1, shape[-1]), dy.reshape(-1, dy.shape[-1])
     # n goes to the kernel's side of each product: a pass over [T, m] less.
-    n, z = (None, None) if columns is None else columns
     dx = jnp.matmul(dy, rescaled(n, _summed(w, a, b, tail, scale)).T)
     h, g = x @ a, dy @ rescaled(n, b).T
     da, db = scale * (x.T @ g), rescaled(n, scale * (h.T @ dy))
