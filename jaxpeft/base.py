@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 Tree = Any  # nested dicts of arrays, as Flax makes them
@@ -90,6 +91,14 @@ def no_penalty(state: State, w: Array | None = None) -> Array:
 def precision() -> str | None:
     """The matmul precision that holds here, for a backward pass, which is traced elsewhere."""
     return jax.config.values['jax_default_matmul_precision']
+
+
+def summed(y: Array) -> Array:
+    """`y`, a sum of products, marked for remat policies: one that keeps products keeps it instead.
+
+    Those of scanned layers do (`jaxpeft.models.stack`): a sum of two is one array and not two.
+    """
+    return checkpoint_name(y, 'summed')
 
 
 def dropout(key: Array | None, x: Array, rate: float) -> Array:

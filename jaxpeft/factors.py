@@ -136,7 +136,7 @@ def product(
     """
     if not lowrank.merges(x, w, dropped):
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        y = y + update(state, scale, dropped)
+        y = base.summed(y + update(state, scale, dropped))
         return y if columns is None else per_column(columns(None), y)
     x, w = x.astype(jnp.float32), w.astype(jnp.float32)
     return lowrank.matmul(x, w, *_parts(state, scale), columns)

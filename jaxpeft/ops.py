@@ -122,5 +122,5 @@ def hadamard_apply(
     else:
         branch = x if dropped is None else dropped.astype(dtype)
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
-        y += hadamard_matmul(branch, w, a, b, gamma, scale, False)
+        y = base.summed(y + hadamard_matmul(branch, w, a, b, gamma, scale, False))
     return y.astype(dtype)

@@ -81,13 +81,10 @@ def test_a_small_update_moves_a_bfloat16_layer_as_it_moves_a_float32_one(name, k
 
 
 def _temp_bytes(name, depth, targets):
-    """XLA's temporaries of the language-model gradient of a GPT-Neo with this many layers."""
+    """XLA's temporaries of the language-model gradient of GPT-Neo-125M with this many layers."""
     config = jp.models.config_of('EleutherAI/gpt-neo-125m')
-    config = jp.models.ModelConfig(**{
-        **vars(config), 'num_layers': depth, 'vocab_size': 256, 'hidden_size': 128,
-        'num_heads': 4, 'num_kv_heads': 4, 'head_dim': 32, 'intermediate_size': 512,
-        'max_positions': 256, 'windows': (None,) * depth,
-    })  # fmt: skip
+    fewer = {'num_layers': depth, 'windows': config.windows[:depth]}
+    config = jp.models.ModelConfig(**{**vars(config), **fewer})
     model = jp.models.build(config)
     tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32)
     flat = jax.ShapeDtypeStruct((1024,), jnp.int32)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.ad_checkpoint import print_saved_residuals
 
+import jaxpeft as jp
 from jaxpeft import models
 from jaxpeft.models import cache as caches
 from jaxpeft.models import head
@@ -192,6 +194,31 @@ def test_remat_policies_change_nothing(kind, scan):
         expected = expected or got
         np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
         same_grads(got[1], expected[1])
+
+
+@pytest.mark.parametrize('method', ['lora', 'knowhira', 'dora'])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize(('kind', 'widest'), [('gpt_neo', 1), ('llama', 2), ('qwen3', 2)])
+def test_a_scanned_layer_keeps_its_products_once_and_narrow(kind, widest, dtype, method, capsys):
+    """Of the widest: c_fc's alone, or gate and up; what an activation makes of it is taken again.
+
+    A product and its adapter's branch are kept as their sum, in the base's dtype. DoRA's magnitude
+    needs the sum in float32, before it is rescaled.
+    """
+    model = models.build(config(kind), dtype=jnp.dtype(dtype))
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), random_params(model))
+    options = {method: {'rank': 2}}
+    plan = jp.compose(model, params, method, options=options, targets='all-linear')
+    state, text = jp.init(plan, jax.random.key(0), params), tokens(2, T)
+    run = lambda p: jp.bind(plan, model.apply)(jp.State(p, state.consts), {'params': params}, text)
+    print_saved_residuals(lambda p: run(p).sum(), state.params)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    kept = [line[0].split('[') for line in lines if 'argument' not in line]
+    shape = (model.config.num_layers, 2, T, model.config.intermediate_size)
+    wide = [name for name, rest in kept if rest == f'{",".join(map(str, shape))}]']
+    narrow = {'float32': 'f32', 'bfloat16': 'bf16'}[dtype]
+    rescaled = method == 'dora' and dtype == 'bfloat16'
+    assert sorted(wide) == sorted([narrow] * widest + ['f32'] * widest * rescaled)
 
 
 def same_grads(got, expected):

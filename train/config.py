@@ -91,7 +91,8 @@ class Model:
     scan: bool = True
     """One compiled layer for all layers (--no_scan: each layer apart, slower to compile)."""
     remat: str = 'none'
-    """What the backward pass computes anew: none, full (least memory), dots, dots_no_batch."""
+    """What the backward pass computes anew: none (elementwise operations at most), full (all: least
+    memory), dots, dots_no_batch."""
     attention: Literal['auto', 'plain', 'splash', 'cudnn'] = 'auto'
     """auto: the platform's kernel where it is right, else plain in blocks. A kernel by name is for
     training: splash (TPU) or cudnn (GPU), an error where it cannot; evaluation is as with auto."""

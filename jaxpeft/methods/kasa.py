@@ -96,7 +96,7 @@ def kasa(
             return lowrank.matmul(x, w, a, b, tail, s).astype(dtype)
         y = jnp.matmul(x, w, preferred_element_type=jnp.float32)
         y = y - (x.astype(jnp.float32) @ tail[0]) @ tail[1]
-        return (y + (scale * (dropped.astype(jnp.float32) @ a)) @ b).astype(dtype)
+        return base.summed(y + (scale * (dropped.astype(jnp.float32) @ a)) @ b).astype(dtype)
 
     def weight(state, w):
         world = w.astype(jnp.float32) - state.consts['u'] @ state.consts['vt']

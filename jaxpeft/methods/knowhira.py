@@ -120,12 +120,7 @@ def knowhira(
         del side
         a, b = factors.get(state, 'a'), factors.get(state, 'b')
         dropped = base.dropout(key, x, dropout) if key is not None and dropout else None
-
-        @partial(jax.checkpoint, prevent_cse=False)  # keeps the gates, and not G beside them
-        def product(state, x, w, a, b, dropped):
-            return ops.hadamard_apply(x, w, a, b, gamma(state), knowledge_alpha, dropped)
-
-        return product(state, x, w, a, b, dropped)
+        return ops.hadamard_apply(x, w, a, b, gamma(state), knowledge_alpha, dropped)
 
     def weight(state, w):
         a, b = factors.get(state, 'a'), factors.get(state, 'b')

@@ -19,6 +19,21 @@ Array = jax.Array
 # A window that no position reaches: global attention in a scan that also has local layers.
 GLOBAL = 2**30
 
+# What a backward pass takes again from what it reads anyway: on CPU reading an array costs more.
+CHEAP = {
+    'add', 'add_any', 'broadcast_in_dim', 'concatenate', 'copy', 'erf', 'exp', 'expand_dims',
+    'gather', 'integer_pow', 'logistic', 'max', 'min', 'mul', 'neg', 'pow', 'reshape', 'select_n',
+    'slice', 'split', 'squeeze', 'sub', 'tanh', 'transpose',
+}  # fmt: skip
+
+
+def _took_arithmetic(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """Whether a scanned layer keeps the results of this operation for its backward pass."""
+    if primitive.name == 'convert_element_type':  # the narrower of the two is kept
+        return operands[0].dtype.itemsize > params['new_dtype'].itemsize
+    return primitive.name not in CHEAP
+
+
 POLICIES: dict[str, Callable[..., Any]] = {
     'full': jax.checkpoint_policies.nothing_saveable,
     'dots': jax.checkpoint_policies.dots_saveable,
@@ -95,9 +110,10 @@ def make_layers(
     Args:
       block: one layer; its constructor takes (config, **kwargs).
       scan: one `nn.scan` (compiles once, parameters stacked on axis 0) or unrolled.
-      remat: None keeps all activations; 'full' keeps each layer's input only; 'dots' keeps the
-        results of matrix multiplications; 'dots_no_batch' keeps those of the linears but not of
-        attention.
+      remat: None keeps of each layer what took arithmetic (products, softmax weights, statistics of
+        norms), of two types the narrower, and takes elementwise operations again; unrolled layers
+        keep all. 'full' keeps each layer's input only; 'dots' keeps the results of matrix
+        multiplications; 'dots_no_batch' keeps those of the linears but not of attention.
       one_token: unroll the scan's loop, over parameters that are stacked in name (`loop.joined`).
       name: of the module.
 
@@ -109,6 +125,8 @@ def make_layers(
             raise ValueError(f'remat must be None or one of {sorted(POLICIES)}, got {remat!r}')
         # Under a scan the loop itself already keeps XLA from merging the recomputation away.
         block = nn.remat(block, policy=POLICIES[remat], prevent_cse=not scan)
+    elif scan and not one_token:
+        block = nn.remat(block, policy=_took_arithmetic, prevent_cse=False)
     if not scan:
         return Unrolled(block, config, kwargs, name=name)
     scanned = nn.scan(
