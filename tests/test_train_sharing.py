@@ -164,24 +164,49 @@ def test_an_update_takes_the_smallest_shape_that_it_fits():
     rows, settings = examples(300, seed=5), {'max_length': 48, 'even': EVEN, 'share': True}
     batcher = Batcher(rows, 4, epochs=4, **settings)
     sizes = [shape.tokens for shape in batcher.shapes]
-    assert len(sizes) == shapes.PROGRAMS
+    assert len(sizes) == 3
     assert sizes == sorted(set(sizes))
-    used, seen = [], set()
+    used, most = [], [0, 0, 0]
     for step in range(batcher.steps):
         need = forest_size([rows[i] for i in batcher.indices(step).ravel()])
-        k, size = batcher.fits(step), batcher.at(step)['tokens'].shape[-1]
+        k, batch = batcher.fits(step), batcher.at(step)
+        size = batch['tokens'].shape[-1]
         assert size == sizes[k] == min(s for s in sizes if s >= need)
+        assert batch['take'].shape[-2] == batcher.shapes[k].rows
         assert batcher.at(step, least=1)['tokens'].shape[-1] == sizes[max(k, 1)]
-        used, seen = [*used, need / size], seen | {k}
-    assert seen == {0, 1, 2}
+        used.append(need / size)
+        most[k] = max(most[k], int((batch['segment_ids'] > 0).any(axis=(0, 1, 3)).sum()))
     assert np.mean(used) == pytest.approx(batcher.occupancy, abs=0.01)
-    assert len(Batcher(rows, 4, steps=8, **settings).shapes) == 1  # no time to earn a compilation
+    # Attention's rows are those that trees of up to so many tokens need.
+    assert [shape.rows for shape in batcher.shapes] == np.maximum.accumulate(most).tolist()
+    # No time to earn a compilation, and more than is asked for.
+    assert len(Batcher(rows, 4, steps=8, **settings).shapes) == 1
+    assert len(Batcher(rows, 4, epochs=60, **settings).shapes) == shapes.PROGRAMS
     others = [Batcher(rows, 4, seed=s, epochs=4, **settings) for s in (1, 2)]
     together, evaluated = shared_shapes(others)
     for one in others:
         one.shapes = together
         assert {one.at(s)['tokens'].shape[-1] for s in range(40)} <= {s.tokens for s in together}
     assert next(others[0].eval_batches(evaluated))['tokens'].shape == (1, evaluated.tokens)
+
+
+def test_a_shape_has_the_rows_that_its_updates_need():
+    tokens, rows = np.array([16] * 60 + [32] * 60), np.array([2] * 59 + [3] + [5] * 60)
+    needs = shapes.Needs(tokens, rows, 4, 8)
+    found = shapes.forest_shapes(needs, row_multiple=1, even=EVEN, programs=2)
+    assert [(shape.tokens, shape.rows) for shape in found] == [(16, 3), (32, 5)]
+
+
+def test_an_update_with_too_many_rows_for_its_tokens_takes_a_larger_shape():
+    """Shapes that several runs share are made for each update's most tokens and most rows."""
+    rows = examples(300, seed=5)
+    batcher = Batcher(rows, 4, epochs=4, max_length=48, even=EVEN, share=True)
+    small, *larger = batcher.shapes
+    step = next(s for s in range(batcher.steps) if batcher.fits(s) == 0)
+    used = int((batcher.at(step)['segment_ids'] > 0).any(axis=-1).sum())
+    batcher.shapes = (small._replace(rows=used - 1), *larger)
+    assert batcher.fits(step) == 1
+    assert batcher.at(step)['tokens'].shape[-1] == larger[0].tokens
 
 
 def given(tokens, sizes):

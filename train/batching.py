@@ -189,8 +189,9 @@ class Batcher:
         """The first of the shapes that an update fits which is laid out so."""
         if places is None:
             return 0
-        most = places.tokens.max()
-        return next(k for k, shape in enumerate(self.forests) if most <= shape.tokens)
+        most, rows = places.tokens.max(), places.rows.max()
+        fitting = (most <= shape.tokens and rows <= shape.rows for shape in self.forests)
+        return list(fitting).index(True)
 
     def indices(self, step: int) -> np.ndarray:
         """[G, batch] int64: which examples form update `step`, the same packed or not.

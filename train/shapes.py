@@ -13,7 +13,7 @@ from train.packing import Shape, round_up
 FINALISTS = 6  # shapes that the whole run is laid out in, of those that suit its fullest batches
 FULLEST = 512  # micro-batches by which the finalists are chosen
 WIDER = 1.5  # times max_length: rows wider than this have not paid in any data tried
-PROGRAMS = 3  # shapes of a run's forests
+PROGRAMS = 6  # shapes of a run's forests; an epoch of commonsense_170k has work for all
 WORTH = 10  # updates that a further shape has to save: its program is compiled for longer than one
 
 
@@ -109,8 +109,9 @@ def forest_shapes(
 ) -> tuple[forest.Shape, ...]:
     """Shapes of forests, the smallest first; an update takes the first that it fits.
 
-    They differ in the tokens of a tree. A further shape is there where the run saves WORTH updates
-    by it, an update of P tokens costing P + R T^2 / even.
+    They differ in the tokens P of a tree, and each has the rows R that trees of up to P tokens
+    need. A further shape is there where the run saves WORTH updates by it, an update costing
+    P + R T^2 / even with the most rows of all.
 
     Args:
       needs: of the run.
@@ -118,10 +119,13 @@ def forest_shapes(
       even: the row width at which attention takes as long as the rest of the model.
       programs: as many shapes at most.
     """
-    width, rows = needs.width, int(needs.rows.max())
-    labels = round_up(needs.labels, math.lcm(8, row_multiple))
-    sizes = _sizes(-(-needs.tokens // 8) * 8, rows * width**2 / even, programs)
-    return tuple(forest.Shape(row_multiple, size, rows, width, labels) for size in sizes)
+    width, labels = needs.width, round_up(needs.labels, math.lcm(8, row_multiple))
+    sizes = _sizes(-(-needs.tokens // 8) * 8, int(needs.rows.max()) * width**2 / even, programs)
+    rows = (int(needs.rows[needs.tokens <= size].max()) for size in sizes)
+    return tuple(
+        forest.Shape(row_multiple, size, r, width, labels)
+        for size, r in zip(sizes, rows, strict=True)
+    )
 
 
 def _sizes(tokens: np.ndarray, fixed: float, programs: int) -> list[int]:
