@@ -7,14 +7,14 @@ import json
 import pathlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from eval.bench.context import Context, base_folder, config_of
 from eval.bench.rows import TIMED
 from eval.questions import Question, build
-from train import benchmarks, data
+from train import benchmarks, common, data
 from train.batching import Batcher
 from train.rows import Row, to_row
 
@@ -69,19 +69,34 @@ def batcher(context: Context) -> Batcher:
     return Batcher(examples, size, max_length=MAX_LENGTH, steps=1 + (1 + TIMED) * context.rounds)
 
 
-def packed(context: Context) -> Callable[[int], dict[str, np.ndarray]]:
-    """Our batches of the same examples, made as `train.run` makes them: packed, labels apart."""
+class Packed(NamedTuple):
+    """Our batches of the same examples.
+
+    Attributes:
+      at: the arrays of the update that follows so many.
+      fresh: of the updates timed here, the first of each shape.
+    """
+
+    at: Callable[[int], dict[str, np.ndarray]]
+    fresh: list[int]
+
+
+def packed(context: Context) -> Packed:
+    """Packed as `train.run` packs an epoch of commonsense_170k: labels apart, a few shapes."""
     from train import config, feed, mesh
 
     plain = batcher(context)
+    epoch = common.ROWS // plain.batch
     setting = config.Config(
         adapter=config.Adapter(method='lora'),  # of methods on kernels none makes a difference
         model=config.Model(model_name=str(base_folder(context))),
         data=config.Data(max_length=MAX_LENGTH, val_size=0),
-        optim=config.Optim(batch=plain.batch, max_steps=plain.steps, seed=plain.seed),
+        optim=config.Optim(batch=plain.batch, max_steps=epoch, seed=plain.seed),
     )
     made, _ = feed.batchers(setting, list(plain.examples), mesh.make('1,1,1'))
-    return lambda step: {name: x for name, x in made.at(step).items() if name != 'rows'}
+    shapes = [made.fits(step) for step in range(plain.steps)]
+    fresh = [shapes.index(shape) for shape in sorted(set(shapes))]
+    return Packed(lambda step: {k: x for k, x in made.at(step).items() if k != 'rows'}, fresh)
 
 
 def padded(context: Context, step: int, pad: int) -> dict[str, np.ndarray]:

@@ -66,24 +66,30 @@ def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, An
     tx: optax.GradientTransformation = optimizer.make(OPTIM, rate)
     forward = jp.bind(plan, model.apply)
     programs = compile_programs(plan, forward, tx, rate, mesh, state.params, seed=0)
-    train, consts = programs.start(state.params), state.consts
     batches = _batches(context, spec['labels'])
-    done = 0
+    train, done = programs.start(state.params), 0
 
-    def call() -> dict[str, Any]:
-        nonlocal train, done
-        batch = meshes.put(mesh, batches(done), axis=1)
-        train, metrics = programs.update(train, consts, params, batch)
+    def update(step: int) -> dict[str, float]:
+        nonlocal train
+        batch = meshes.put(mesh, batches.at(step), axis=1)
+        train, metrics = programs.update(train, state.consts, params, batch)
         jax.block_until_ready(train)
-        done += 1
         return {name: float(metrics[name]) for name in ('loss', 'grad_norm')}
 
+    def call() -> dict[str, Any]:
+        nonlocal done
+        done += 1
+        return update(done - 1)
+
+    for step in batches.fresh:  # compiles the shapes of a run, which is long enough to earn it
+        update(step)
+    train = programs.start(state.params)
     return call
 
 
-def _batches(context: Context, labels: str) -> Callable[[int], dict[str, np.ndarray]]:
+def _batches(context: Context, labels: str) -> questions.Packed:
     """The batch of each update, a micro-batch in front."""
     if labels == 'commonsense':
         return questions.packed(context)
     batch = {name: x[None] for name, x in batch_of(context, labels).items()}
-    return lambda step: batch
+    return questions.Packed(lambda step: batch, [])
