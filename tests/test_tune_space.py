@@ -268,7 +268,8 @@ def test_a_pruner_ends_bad_trials_early_and_never_the_best(name):
     import optuna
 
     looks, ended = (10, 20, 30, 40), {}
-    study = optuna.create_study(pruner=studies.pruner_of(name, 2, looks))
+    # Hyperband draws a trial's bracket by the study's name.
+    study = optuna.create_study(study_name='losses', pruner=studies.pruner_of(name, 2, looks))
     for number in range(16):
         trial, bad = study.ask(), number % 3 == 2
         for step in looks:
