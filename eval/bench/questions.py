@@ -74,7 +74,7 @@ class Packed(NamedTuple):
 
     Attributes:
       at: the arrays of the update that follows so many.
-      fresh: of the updates timed here, the first of each shape.
+      fresh: of the updates timed here, one of each shape.
     """
 
     at: Callable[[int], dict[str, np.ndarray]]
@@ -94,9 +94,9 @@ def packed(context: Context) -> Packed:
         optim=config.Optim(batch=plain.batch, max_steps=epoch, seed=plain.seed),
     )
     made, _ = feed.batchers(setting, list(plain.examples), mesh.make('1,1,1'))
-    shapes = [made.fits(step) for step in range(plain.steps)]
-    fresh = [shapes.index(shape) for shape in sorted(set(shapes))]
-    return Packed(lambda step: {k: x for k, x in made.at(step).items() if k != 'rows'}, fresh)
+    fresh = {made.fits(step): step for step in range(plain.steps)}
+    at = lambda step: {name: x for name, x in made.at(step).items() if name != 'rows'}
+    return Packed(at, list(fresh.values()))
 
 
 def padded(context: Context, step: int, pad: int) -> dict[str, np.ndarray]:

@@ -122,13 +122,13 @@ def make_layers(
     Raises:
       ValueError: an unknown remat policy.
     """
-    if remat is not None:
-        if remat not in POLICIES:
-            raise ValueError(f'remat must be None or one of {sorted(POLICIES)}, got {remat!r}')
+    if remat is not None and remat not in POLICIES:
+        raise ValueError(f'remat must be None or one of {sorted(POLICIES)}, got {remat!r}')
+    policy = _took_arithmetic if scan and not one_token else None
+    policy = policy if remat is None else POLICIES[remat]
+    if policy is not None:
         # Under a scan the loop itself already keeps XLA from merging the recomputation away.
-        block = nn.remat(block, policy=POLICIES[remat], prevent_cse=not scan)
-    elif scan and not one_token:
-        block = nn.remat(block, policy=_took_arithmetic, prevent_cse=False)
+        block = nn.remat(block, policy=policy, prevent_cse=not scan)
     if not scan:
         return Unrolled(block, config, kwargs, name=name)
     scanned = nn.scan(

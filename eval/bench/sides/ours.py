@@ -67,23 +67,23 @@ def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, An
     forward = jp.bind(plan, model.apply)
     programs = compile_programs(plan, forward, tx, rate, mesh, state.params, seed=0)
     batches = _batches(context, spec['labels'])
-    train, done = programs.start(state.params), 0
 
-    def update(step: int) -> dict[str, float]:
-        nonlocal train
+    def update(train: Any, step: int) -> tuple[Any, dict[str, float]]:
         batch = meshes.put(mesh, batches.at(step), axis=1)
         train, metrics = programs.update(train, state.consts, params, batch)
         jax.block_until_ready(train)
-        return {name: float(metrics[name]) for name in ('loss', 'grad_norm')}
-
-    def call() -> dict[str, Any]:
-        nonlocal done
-        done += 1
-        return update(done - 1)
+        return train, {name: float(metrics[name]) for name in ('loss', 'grad_norm')}
 
     for step in batches.fresh:  # compiles the shapes of a run, which is long enough to earn it
-        update(step)
-    train = programs.start(state.params)
+        update(programs.start(state.params), step)
+    train, done = programs.start(state.params), 0
+
+    def call() -> dict[str, Any]:
+        nonlocal train, done
+        train, facts = update(train, done)
+        done += 1
+        return facts
+
     return call
 
 
