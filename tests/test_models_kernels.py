@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jaxpeft as jp
-from jaxpeft.models import attention, fused, kernels
+from jaxpeft.models import attention, blocked, fused, kernels
 from jaxpeft.models.cache import run_positions
 from tests import models_tiny, train_tiny
 from tests.models_tiny import jit
@@ -314,6 +314,32 @@ def test_blocks_are_the_plain_path(length, window):
         found[how] = with_gradients(f, q, k, v, dout)
     for got, want in zip(found[kernel], found[None], strict=True):
         np.testing.assert_allclose(got, want, atol=2e-6 * np.abs(want).max())
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_blocks_keep_nothing_as_wide_as_a_row_for_the_backward(dtype):
+    """And a window that comes as an array; in bfloat16 the gradients stay near float32's."""
+    length, seg = 200, rows(200)
+    pos, (q, k, v, dout) = run_positions(seg), drawn(200, 4, 2, 8)
+    grouped = lambda x: x.reshape(*x.shape[:2], 2, 2, 8).astype(dtype)
+    where = blocked.Rows(pos, seg, jnp.int32(70))
+    edges = kernels.edges(length)
+    f = lambda q, k, v: blocked.attend(q, k, v, where, SCALE, edges)
+    given = grouped(q), k.astype(dtype), v.astype(dtype)
+    out, back = jax.vjp(f, *given)
+    assert all(x.shape.count(length) < 2 for x in jax.tree.leaves(back))
+    want = with_gradients(
+        lambda q, k, v: attention.attend(
+            grouped(q).astype(jnp.float32), k, v, None,
+            attention.visible(pos, pos, seg, seg, 70)[:, None, None], SCALE,
+        ).reshape(q.shape), q, k, v, dout,
+    )  # fmt: skip
+    got = [out, *back(grouped(dout))]
+    assert all(x.dtype == dtype for x in got)
+    near = 2e-6 if dtype == jnp.float32 else 2e-2
+    for x, y in zip(got, want, strict=True):
+        x = np.asarray(x, np.float32).reshape(y.shape)
+        np.testing.assert_allclose(x, y, atol=near * np.abs(y).max())
 
 
 def test_auto_is_in_blocks_where_rows_are_runs_and_long(models):

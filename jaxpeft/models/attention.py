@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxpeft.models import kernels
+from jaxpeft.models import blocked, kernels
 from jaxpeft.models.spread import Spread
 
 Array = jax.Array
@@ -124,11 +123,14 @@ class Attention(nn.Module):
         B, T, H, D = q.shape
         groups = k.shape[2]
         grouped = q.reshape(B, T, groups, H // groups, D)
-        mask = visible(q_pos, k_pos, q_seg, k_seg, window)[:, None, None]
-        if bias is not None:
-            bias = bias.reshape(-1, groups, H // groups, *bias.shape[2:])
-        edges = (0, T) if kernel is None else kernels.edges(T)
-        out = attend(grouped, k, v, bias, mask, self.scale, edges)
+        if kernel is not None:
+            rows = blocked.Rows(q_pos, q_seg, window)
+            out = blocked.attend(grouped, k, v, rows, self.scale, kernels.edges(T))
+        else:
+            mask = visible(q_pos, k_pos, q_seg, k_seg, window)[:, None, None]
+            if bias is not None:
+                bias = bias.reshape(-1, groups, H // groups, *bias.shape[2:])
+            out = attend(grouped, k, v, bias, mask, self.scale)
         return out.reshape(B, T, H, D).astype(q.dtype)
 
     def _kernel(self, qkv: tuple[Array, ...], given: tuple) -> kernels.Kernel | None:
@@ -173,11 +175,8 @@ def with_kernel(
     return ctx._replace(kernel=found)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def attend(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float,
-    edges: tuple[int, ...],
-) -> Array:  # fmt: skip
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float) -> Array:
     """`softmax(scale * q k^T + bias) v` over the keys of `mask`, its backward pass written out.
 
     Kept for it: q, k, v, the probabilities P and the result O. With dP = dO V^T,
@@ -195,66 +194,38 @@ def attend(
       bias: float32 `[B or 1, G, R, T, S]`, or None.
       mask: bool `[B, 1, 1, T, S]`.
       scale: a number.
-      edges: `(0, T)`: all queries at once. `(0, i, ..., T)`: in blocks, where S = T, there is no
-        bias, and the mask shows no query of a block a key at the block's end or behind it.
 
     Returns:
       `[B, T, G, R, D]` in v's dtype; zeros where a query sees nothing.
     """
-    return _attend_forward(q, k, v, bias, mask, scale, edges)[0]
-
-
-class Block(NamedTuple):
-    """What a block of queries keeps for the backward pass, each `[B, G, R t, ..]`."""
-
-    q: Array
-    probs: Array
-    out: Array
+    return _attend_forward(q, k, v, bias, mask, scale)[0]
 
 
 def _attend_forward(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float,
-    edges: tuple[int, ...],
-) -> tuple[Array, Any]:  # fmt: skip
-    blocks, outs = [], []
-    for i, j in itertools.pairwise(edges):
-        end = j if len(edges) > 2 else k.shape[1]
-        shape, part = q[:, i:j].shape, _queries(q[:, i:j])
-        scores = _split(_dot(part, _keys(k[:, :end]), 3, 3), shape) * scale
-        scores = scores if bias is None else scores + bias
-        probs = masked_softmax(scores, mask[..., i:j, :end]).astype(v.dtype)
-        probs = probs.reshape(*part.shape[:3], end)
-        blocks.append(Block(part, probs, _dot(probs, _keys(v[:, :end]), 3, 2, v.dtype)))
-        outs.append(_tokens_first(_split(blocks[-1].out, shape)))
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float
+) -> tuple[Array, Any]:
+    queries = _queries(q)
+    scores = _split(_dot(queries, _keys(k), 3, 3), q.shape) * scale
+    scores = scores if bias is None else scores + bias
+    probs = masked_softmax(scores, mask).astype(v.dtype)
+    probs = probs.reshape(*queries.shape[:3], k.shape[1])
+    out = _dot(probs, _keys(v), 3, 2, v.dtype)
     like = None if bias is None else jnp.zeros((bias.shape[0], 0))  # its shape tells what to sum
-    return jnp.concatenate(outs, axis=1), (k, v, blocks, like)
+    return _tokens_first(_split(out, q.shape)), (queries, k, v, probs, out, like)
 
 
-def _attend_backward(scale: float, edges: tuple[int, ...], saved: Any, dout: Array) -> tuple:
-    k, v, blocks, like = saved
-    dqs, dks, dvs, dbias = [], [], [], None
-    for (i, j), (q, probs, out) in zip(itertools.pairwise(edges), blocks, strict=True):
-        end, shape, part = probs.shape[3], dout[:, i:j].shape, _queries(dout[:, i:j])
-        dvs.append(_dot(probs, part, 2, 2))
-        row = jnp.sum(part.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-        dscores = probs.astype(jnp.float32) * (_dot(part, _keys(v[:, :end]), 3, 3) - row)
-        if like is not None:
-            dbias = _split(dscores, shape)
-            dbias = dbias if like.shape[0] == shape[0] else dbias.sum(axis=0, keepdims=True)
-        narrow = (scale * dscores).astype(k.dtype)
-        dq = _dot(narrow, _keys(k[:, :end]), 3, 2).astype(q.dtype)
-        dqs.append(_tokens_first(_split(dq, shape)))
-        dks.append(_dot(narrow, q, 2, 2))
-    dk, dv = (_keys(_over_blocks(d)).astype(k.dtype) for d in (dks, dvs))
-    return jnp.concatenate(dqs, axis=1), dk, dv, dbias, None
-
-
-def _over_blocks(parts: list[Array]) -> Array:
-    """The sum of `[B, G, s, D]` arrays of the first s keys, the last of which has all."""
-    total = parts[-1]
-    for part in parts[:-1]:
-        total = total.at[:, :, : part.shape[2]].add(part)
-    return total
+def _attend_backward(scale: float, saved: Any, dout: Array) -> tuple:
+    queries, k, v, probs, out, like = saved
+    do, dbias = _queries(dout), None
+    row = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    dscores = probs.astype(jnp.float32) * (_dot(do, _keys(v), 3, 3) - row)
+    if like is not None:
+        dbias = _split(dscores, dout.shape)
+        dbias = dbias if like.shape[0] == dout.shape[0] else dbias.sum(axis=0, keepdims=True)
+    narrow = (scale * dscores).astype(k.dtype)
+    dq = _tokens_first(_split(_dot(narrow, _keys(k), 3, 2), dout.shape)).astype(queries.dtype)
+    dk, dv = _dot(narrow, queries, 2, 2), _dot(probs, do, 2, 2)
+    return dq, _keys(dk).astype(k.dtype), _keys(dv).astype(k.dtype), dbias, None
 
 
 def _queries(x: Array) -> Array:

@@ -3,7 +3,7 @@
     platform   kernel   what `attention='auto'` takes it for
     TPU        splash   rows of runs (below) of at least 128 tokens
     GPU        cudnn    rows that are one segment each, in bfloat16 or float16
-    others     none; then `blocks`, the plain path over a row's keys up to each block of queries
+    others     none; then `blocks` (`blocked.py`), rows of runs of at least 128 tokens in blocks
 
 The plain path of `attention.py` is the reference. A kernel sees only which row of the batch a token
 is in, its place there and its segment, so it is right where these say what positions say: where
@@ -113,7 +113,7 @@ def choose(
 def in_blocks(
     attention: str, config: ModelConfig, length: int, *, packed: bool, whole: bool
 ) -> Kernel | None:
-    """The plain path in blocks, where `choose` found no kernel; None where a row is too short.
+    """Rows in blocks, where `choose` found no kernel; None where a row is too short.
 
     Args:
       attention, config, packed, whole: as for `choose`; 'plain' is the path in one piece.
@@ -125,7 +125,7 @@ def in_blocks(
 
 
 def edges(length: int) -> tuple[int, ...]:
-    """Where the blocks of a row's queries begin, and where the last one ends.
+    """Where a row's blocks begin, and where the last one ends.
 
     Example:
       >>> edges(200), edges(1024), edges(100)
