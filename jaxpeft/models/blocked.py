@@ -1,8 +1,8 @@
 """Attention over runs in blocks: about half of the scores, and no weights kept for the backward.
 
 A row's queries see no key behind them. So its scores are taken in blocks, forward of queries over
-the keys up to them, backward of keys over the queries from them on (Dao et al. 2022,
-arXiv 2205.14135, whose kernels these are without the tiles):
+the keys up to them, backward of keys over the queries from them on; the sums are those of
+FlashAttention (Dao et al. 2022, arXiv 2205.14135):
 
     forward    S = scale Q K^T     m = rowmax S     E = exp(S - m)     O = E V / rowsum E
                kept: Q, K, V, O, and l = m + log(rowsum E)
