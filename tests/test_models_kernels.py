@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType
 
 import jaxpeft as jp
-from jaxpeft.models import attention, blocked, fused, kernels
+from jaxpeft.models import attention, blocked, fused, heads, kernels
 from jaxpeft.models.cache import run_positions
 from tests import models_tiny, train_tiny
 from tests.models_tiny import jit
@@ -331,7 +331,7 @@ def test_blocks_keep_nothing_as_wide_as_a_row_for_the_backward(dtype):
     want = with_gradients(
         lambda q, k, v: attention.attend(
             grouped(q).astype(jnp.float32), k, v, None,
-            attention.visible(pos, pos, seg, seg, 70)[:, None, None], SCALE,
+            heads.visible(pos, pos, seg, seg, 70)[:, None, None], SCALE,
         ).reshape(q.shape), q, k, v, dout,
     )  # fmt: skip
     got = [out, *back(grouped(dout))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jaxpeft as jp
-from jaxpeft.models import attention
+from jaxpeft.models import attention, heads
 from tests import toys
 from tests.models_tiny import jit
 
@@ -126,7 +126,7 @@ def test_prefix_is_its_equation(seg, T, window, key):
     values = np.concatenate([front('prefix_v'), v], axis=1)
     got = run(method, state, q, k, v, where, window)
     np.testing.assert_allclose(got, dense(q, keys, values, mask), atol=2e-6)
-    assert prefix.EVERYONE == attention.EVERYONE
+    assert prefix.EVERYONE == heads.EVERYONE
 
 
 @pytest.mark.parametrize(('heads', 'kv'), [(4, 2), (4, 1), (2, 2), (6, 3), (3, 3), (1, 1)])

@@ -10,7 +10,7 @@ import pytest
 
 import jaxpeft as jp
 from jaxpeft import models
-from jaxpeft.models import attention
+from jaxpeft.models import heads
 from jaxpeft.models import spread as spreads
 from tests import models_tiny, toys, train_tiny
 from train import feed, forest, model, packing, shapes, sharing
@@ -375,7 +375,7 @@ def test_a_spread_of_other_shapes_is_refused():
 def test_a_key_of_everyone_is_seen_by_all_but_padding():
     seg, pos = jnp.array([[1, 1, 2, 0]]), jnp.array([[0, 1, 0, 0]])
     k_seg, k_pos = jnp.array([[-1, 1, 1, 2, 0]]), jnp.array([[9, 0, 1, 0, 0]])
-    mask = np.asarray(attention.visible(pos, k_pos, seg, k_seg, None))[0].astype(int)
+    mask = np.asarray(heads.visible(pos, k_pos, seg, k_seg, None))[0].astype(int)
     assert mask.tolist() == [[1, 1, 0, 0, 0], [1, 1, 1, 0, 0], [1, 0, 0, 1, 0], [0, 0, 0, 0, 0]]
 
 

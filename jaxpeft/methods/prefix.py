@@ -14,7 +14,7 @@ from jaxpeft import base
 
 TARGETS = ('core',)
 SEARCH = {'length': ('choice', 4, 8, 16, 32), 'init_std': ('float', 0.005, 0.5, 'log')}
-EVERYONE = -1  # the attention core's segment of a key that every token sees (models/attention.py)
+EVERYONE = -1  # the attention core's segment of a key that every token sees (models/heads.py)
 
 
 def prefix(

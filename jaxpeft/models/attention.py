@@ -11,11 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxpeft.models import blocked, kernels
+from jaxpeft.models.heads import dot, swapped, visible
 from jaxpeft.models.spread import Spread
 
 Array = jax.Array
-# The segment of a key that every token sees, whatever its position: a learned prefix.
-EVERYONE = -1
 
 
 @jax.tree_util.register_static
@@ -69,20 +68,6 @@ class LayerInputs(NamedTuple):
     window: Array | int | None = None
     k: Array | None = None
     v: Array | None = None
-
-
-def visible(
-    q_pos: Array, k_pos: Array, q_seg: Array, k_seg: Array, window: Array | int | None
-) -> Array:
-    """[B, T, S] bool: same segment, not padding, not in the future, and inside the window.
-
-    A key of segment `EVERYONE` is seen by every query that is not padding.
-    """
-    distance = q_pos[:, :, None] - k_pos[:, None, :]
-    same = (q_seg[:, :, None] == k_seg[:, None, :]) & (k_seg != 0)[:, None, :]
-    mask = same & (distance >= 0)
-    mask = mask if window is None else mask & (distance < window)
-    return mask | ((k_seg == EVERYONE)[:, None, :] & (q_seg != 0)[:, :, None])
 
 
 class Attention(nn.Module):
@@ -205,11 +190,11 @@ def _attend_forward(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array, scale: float
 ) -> tuple[Array, Any]:
     queries = _queries(q)
-    scores = _split(_dot(queries, _keys(k), 3, 3), q.shape) * scale
+    scores = _split(dot(queries, swapped(k), 3, 3), q.shape) * scale
     scores = scores if bias is None else scores + bias
     probs = masked_softmax(scores, mask).astype(v.dtype)
     probs = probs.reshape(*queries.shape[:3], k.shape[1])
-    out = _dot(probs, _keys(v), 3, 2, v.dtype)
+    out = dot(probs, swapped(v), 3, 2, v.dtype)
     like = None if bias is None else jnp.zeros((bias.shape[0], 0))  # its shape tells what to sum
     return _tokens_first(_split(out, q.shape)), (queries, k, v, probs, out, like)
 
@@ -218,25 +203,20 @@ def _attend_backward(scale: float, saved: Any, dout: Array) -> tuple:
     queries, k, v, probs, out, like = saved
     do, dbias = _queries(dout), None
     row = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
-    dscores = probs.astype(jnp.float32) * (_dot(do, _keys(v), 3, 3) - row)
+    dscores = probs.astype(jnp.float32) * (dot(do, swapped(v), 3, 3) - row)
     if like is not None:
         dbias = _split(dscores, dout.shape)
         dbias = dbias if like.shape[0] == dout.shape[0] else dbias.sum(axis=0, keepdims=True)
     narrow = (scale * dscores).astype(k.dtype)
-    dq = _tokens_first(_split(_dot(narrow, _keys(k), 3, 2), dout.shape)).astype(queries.dtype)
-    dk, dv = _dot(narrow, queries, 2, 2), _dot(probs, do, 2, 2)
-    return dq, _keys(dk).astype(k.dtype), _keys(dv).astype(k.dtype), dbias, None
+    dq = _tokens_first(_split(dot(narrow, swapped(k), 3, 2), dout.shape)).astype(queries.dtype)
+    dk, dv = dot(narrow, queries, 2, 2), dot(probs, do, 2, 2)
+    return dq, swapped(dk).astype(k.dtype), swapped(dv).astype(k.dtype), dbias, None
 
 
 def _queries(x: Array) -> Array:
     """`[B, T, G, R, D] -> [B, G, R T, D]`."""
     b, t, g, r, d = x.shape
     return jnp.transpose(x, (0, 2, 3, 1, 4)).reshape(b, g, r * t, d)
-
-
-def _keys(x: Array) -> Array:
-    """`[B, S, G, D] -> [B, G, S, D]`, and the other way."""
-    return jnp.swapaxes(x, 1, 2)
 
 
 def _split(x: Array, shape: tuple[int, ...]) -> Array:
@@ -248,16 +228,6 @@ def _split(x: Array, shape: tuple[int, ...]) -> Array:
 def _tokens_first(x: Array) -> Array:
     """`[B, G, R, T, D] -> [B, T, G, R, D]`."""
     return jnp.transpose(x, (0, 3, 1, 2, 4))
-
-
-def _dot(x: Array, y: Array, over_x: int, over_y: int, dtype: Any = jnp.float32) -> Array:
-    """Matrix products over these axes of `[B, G, ..]` arrays, heads in front as they lie.
-
-    An einsum from and to `[B, T, G, R, D]` lets XLA put the values on the left and write D before
-    T: on CPU each of four such products took 30 to 45 ms of a batch in place of 7 to 10.
-    """
-    dims = (((over_x,), (over_y,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(x, y, dims, preferred_element_type=dtype)
 
 
 attend.defvjp(_attend_forward, _attend_backward)

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpeft.models.heads import dot, swapped, visible
+
 Array = jax.Array
 # Added to the score of a key that is not seen: finite, so that no row has only infinities.
 UNSEEN = -1e30
@@ -42,11 +44,7 @@ class Rows(NamedTuple):
 
     def unseen(self, turned: bool) -> Array:
         """float32 `[B, T, T]`: 0 where a query sees a key, else UNSEEN; queries last if turned."""
-        far = self.pos[:, :, None] - self.pos[:, None, :]
-        same = (self.seg[:, :, None] == self.seg[:, None, :]) & (self.seg != 0)[:, None, :]
-        far = -far if turned else far
-        seen = same & (far >= 0)
-        seen = seen if self.window is None else seen & (far < self.window)
+        seen = visible(self.pos, self.pos, self.seg, self.seg, self.window, turned)
         return jnp.where(seen, 0.0, UNSEEN)
 
 
@@ -77,22 +75,22 @@ def attend(q: Array, k: Array, v: Array, rows: Rows, scale: float, edges: tuple[
 def _forward(
     q: Array, k: Array, v: Array, rows: Rows, scale: float, edges: tuple[int, ...]
 ) -> tuple[Array, Any]:
-    kept = _kept(jnp.transpose(q, (0, 2, 3, 1, 4))), _kept(_swap(k)), _kept(_swap(v))
-    queries, keys, values = kept
+    queries = _kept(jnp.transpose(q, (0, 2, 3, 1, 4)))
+    keys, values = _kept(swapped(k)), _kept(swapped(v))
     unseen, outs, logs = rows.unseen(turned=False)[:, None, None], [], []
     for i, j in itertools.pairwise(edges):
         block = queries[:, :, :, i:j]
-        s = scale * _split(_dot(_flat(block), keys[:, :, :j], 3, 3), block)
+        s = scale * _split(dot(_flat(block), keys[:, :, :j], 3, 3), block)
         s = s + unseen[..., i:j, :j]
         top = jnp.maximum(s.max(axis=-1, keepdims=True), UNSEEN / 2)
         e = jnp.exp(s - top)
         total = e.sum(axis=-1, keepdims=True)
-        out = _split(_dot(_flat(e.astype(v.dtype)), values[:, :, :j], 3, 2), block)
+        out = _split(dot(_flat(e.astype(v.dtype)), values[:, :, :j], 3, 2), block)
         outs.append((out / jnp.where(total > 0, total, 1.0)).astype(v.dtype))
         logs.append(jnp.where(total > 0, top + jnp.log(total), 0.0))
     out = _kept(jnp.transpose(jnp.concatenate(outs, axis=3), (0, 3, 1, 2, 4)))
     log = _kept(jnp.concatenate(logs, axis=3)[..., 0])
-    return out, (*kept, out, log, rows)
+    return out, (queries, keys, values, out, log, rows)
 
 
 def _backward(scale: float, edges: tuple[int, ...], saved: Any, dout: Array) -> tuple:
@@ -104,18 +102,18 @@ def _backward(scale: float, edges: tuple[int, ...], saved: Any, dout: Array) -> 
     for i, j in itertools.pairwise(edges):
         later, dlater = q[:, :, :, i:], do[:, :, :, i:]
         keys, shape = k[:, :, i:j], (*k.shape[:2], j - i, *later.shape[2:4])
-        s = scale * _dot(keys, _flat(later), 3, 3).reshape(shape) + unseen[:, :, i:j, :, i:]
+        s = scale * dot(keys, _flat(later), 3, 3).reshape(shape) + unseen[:, :, i:j, :, i:]
         p = jnp.exp(s - log[:, :, None, :, i:])
-        dp = _dot(v[:, :, i:j], _flat(dlater), 3, 3).reshape(shape)
+        dp = dot(v[:, :, i:j], _flat(dlater), 3, 3).reshape(shape)
         ds = scale * p * (dp - row[:, :, None, :, i:])
         p, ds = (x.astype(k.dtype).reshape(*shape[:3], -1) for x in (p, ds))
-        dvs.append(_dot(p, _flat(dlater), 3, 2))
-        dks.append(_dot(ds, _flat(later), 3, 2))
-        dqs.append(_dot(ds, keys, 2, 2).reshape(later.shape))
+        dvs.append(dot(p, _flat(dlater), 3, 2))
+        dks.append(dot(ds, _flat(later), 3, 2))
+        dqs.append(dot(ds, keys, 2, 2).reshape(later.shape))
     dq = dqs[0]
     for i, part in zip(edges[1:-1], dqs[1:], strict=True):
         dq = dq.at[:, :, :, i:].add(part)
-    dk, dv = (_swap(jnp.concatenate(d, axis=2)).astype(k.dtype) for d in (dks, dvs))
+    dk, dv = (swapped(jnp.concatenate(d, axis=2)).astype(k.dtype) for d in (dks, dvs))
     return jnp.transpose(dq, (0, 3, 1, 2, 4)).astype(q.dtype), dk, dv, None
 
 
@@ -127,11 +125,6 @@ def _kept(x: Array) -> Array:
     return checkpoint_name(x, 'attention')
 
 
-def _swap(x: Array) -> Array:
-    """`[B, T, G, D] -> [B, G, T, D]`, and the other way."""
-    return jnp.swapaxes(x, 1, 2)
-
-
 def _flat(x: Array) -> Array:
     """`[B, G, R, t, N] -> [B, G, R t, N]`."""
     return x.reshape(*x.shape[:2], -1, x.shape[-1])
@@ -140,9 +133,3 @@ def _flat(x: Array) -> Array:
 def _split(x: Array, like: Array) -> Array:
     """`[B, G, R t, N] -> [B, G, R, t, N]`, with the R and t of `like`."""
     return x.reshape(*like.shape[:4], x.shape[-1])
-
-
-def _dot(x: Array, y: Array, over_x: int, over_y: int) -> Array:
-    """Matrix products over these axes of `[B, G, ..]` arrays, float32."""
-    dims = (((over_x,), (over_y,)), ((0, 1), (0, 1)))
-    return jax.lax.dot_general(x, y, dims, preferred_element_type=jnp.float32)

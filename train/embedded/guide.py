@@ -16,7 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxpeft.models.attention import Attention, masked_softmax, visible
+from jaxpeft.models.attention import Attention, masked_softmax
+from jaxpeft.models.heads import visible
 from train.embedded.marks import Encoded
 
 Array = jax.Array
