@@ -1,15 +1,18 @@
 """The benchmark program: its statistics, table, workers, counts, and one tiny real row."""
 
+import dataclasses
 import io
 import json
+import math
 import os
+import time
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from eval.bench import __main__ as program
-from eval.bench import floors, flops, measure, pool, report, rows, table, worker
+from eval.bench import budget, floors, flops, measure, pool, report, rows, table, worker
 from eval.bench.context import Context, config_of
 from eval.bench.rows import Row, Subject
 from eval.bench.sides import counts
@@ -94,6 +97,31 @@ def test_rounds_of_different_work_are_taken_together(context):
     assert entry['ratio'] == pytest.approx(46.5 / 76.5)
     assert entry['spread'] == pytest.approx([12.5 / 22.5, 18.5 / 28.5])
     assert (entry['ok'], entry['ours']) == (False, 15.5)
+
+
+def test_a_group_whose_time_is_up_makes_three_rounds(context):
+    one, said = row(fake(value=1.0), fake(value=2.0)), []
+    many = dataclasses.replace(context, rounds=6)
+    samples = measure.group([one], many, said.append, until=time.monotonic())
+    assert [len(part.values) for part in samples.values()] == [3, 3]
+    assert said[-1] == '  3 rounds, not 6: the time is up'
+    few = measure.group([one], dataclasses.replace(context, rounds=2), until=time.monotonic())
+    assert [len(part.values) for part in few.values()] == [2, 2]
+
+
+def test_a_group_with_time_makes_all_its_rounds(context):
+    one, until = row(fake(value=1.0), None), time.monotonic() + 600
+    samples = measure.group([one], dataclasses.replace(context, rounds=6), until=until)
+    assert len(samples[one.ours.key].values) == 6
+
+
+def test_deadlines_share_the_minutes_in_order():
+    groups = list(dict.fromkeys(one.group for one in rows.every()))
+    assert budget.SHARES.keys() <= set(groups)
+    ends = list(budget.deadlines(groups, 40, clock=lambda: 0.0).values())
+    assert ends == sorted(ends)
+    assert ends[-1] == pytest.approx(2400)
+    assert set(budget.deadlines(groups, math.inf).values()) == {math.inf}
 
 
 def test_one_warm_process_a_side_and_fresh_ones_where_asked(context):
@@ -234,6 +262,14 @@ def test_the_floor_of_lora_by_hand(context):
 
 
 # ---- the program ----
+
+
+def test_temporaries_of_hira_are_those_of_lora(tmp_path):
+    """At the bench's own shape, of which nothing is loaded; to 1 %, whatever the version of XLA."""
+    full = Context(str(tmp_path))
+    spec = {'targets': 'linear', 'labels': 'all', 'count': 'temp'}
+    lora, hira = (counts.prepare(full, spec | {'method': m})()['value'] for m in ('lora', 'hira'))
+    assert 0 < hira <= 1.01 * lora
 
 
 def test_list_and_unknown_names(capsys):

@@ -1,9 +1,12 @@
 """Measuring a group: its subjects take turns, round by round."""
 
+import math
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from eval.bench import budget
 from eval.bench.context import Context
 from eval.bench.pool import Pool, WorkerError
 from eval.bench.rows import Row, Subject
@@ -31,7 +34,10 @@ def subjects(rows: Sequence[Row]) -> list[Subject]:
 
 
 def group(
-    rows: Sequence[Row], context: Context, say: Callable[[str], None] = print
+    rows: Sequence[Row],
+    context: Context,
+    say: Callable[[str], None] = print,
+    until: float = math.inf,
 ) -> dict[str, Samples]:
     """Measures the rows of one group.
 
@@ -40,6 +46,12 @@ def group(
     follows a training step: while others ran, the memory that it had given back went to them, or
     from a virtual machine to its host, and to get it back cost our DoRA step 1 s of 4 on such a
     machine. A subject that fails is left out of the turns that follow.
+
+    Args:
+      rows: of the group.
+      context: the shape, and how many rounds.
+      say: is told each figure.
+      until: no round begins that would end later, by `time.monotonic`, after `budget.LEAST`.
 
     Returns:
       Subject.key -> Samples.
@@ -50,11 +62,14 @@ def group(
     runs = max([1, *(row.batches for row in rows)])
     with Pool(context) as pool:
         for turn in range(-1, rounds):
-            timed = 0 if turn < 0 else runs
+            timed, started = 0 if turn < 0 else runs, time.monotonic()
             for subject in subjects(rows):
                 if not found[subject.key].error:
                     found[subject.key] = _turn(pool, subject, timed, found[subject.key])
                     say(_line(subject, turn, found[subject.key]))
+            if turn + 1 < rounds and budget.over(turn + 1, started, until):
+                say(f'  {turn + 1} rounds, not {rounds}: the time is up')
+                break
     return found
 
 
