@@ -28,9 +28,8 @@ def visible(
     of_q, of_k = (2, 1) if not turned else (1, 2)
     q_pos, q_seg = (jnp.expand_dims(x, of_q) for x in (q_pos, q_seg))
     k_pos, k_seg = (jnp.expand_dims(x, of_k) for x in (k_pos, k_seg))
-    distance = q_pos - k_pos
-    mask = (q_seg == k_seg) & (k_seg != 0) & (distance >= 0)
-    mask = mask if window is None else mask & (distance < window)
+    mask = (q_seg == k_seg) & (k_seg != 0) & (q_pos >= k_pos)
+    mask = mask if window is None else mask & (q_pos - window < k_pos)
     return mask | ((k_seg == EVERYONE) & (q_seg != 0))
 
 
