@@ -74,3 +74,25 @@ def test_a_frozen_head_multiplies_twice(kind, monkeypatch):
     monkeypatch.setattr(head, '_only_matrix', lambda module: None)
     plain = flops.count(step(), norm)
     assert plain - short == 2 * 8 * 16 * 61  # of 8 rows, a hidden size of 16 and 61 words
+
+
+def test_the_exponentials_take_the_place_of_the_logits():
+    """[N, V] once in memory, and what is small beside it."""
+    rows, words, width = 256, 4096, 16
+    table = jax.ShapeDtypeStruct((words, width), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((rows, width), jnp.float32)
+    labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
+
+    def loss(hidden, table, labels):
+        return head._nll(hidden @ table.T, labels).sum()
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(hidden, table, labels).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.2 * 4 * rows * words
+
+
+def test_the_loss_is_that_of_logsoftmax_whatever_the_label():
+    """The largest logit as the label, equal logits, and an infinite one."""
+    logits = jnp.array([[0.0, 50.0, -3.0], [1.0, 1.0, 1.0], [2.0, -jnp.inf, 0.0]])
+    labels = jnp.array([1, 2, 0])
+    plain = -jax.nn.log_softmax(logits)[jnp.arange(3), labels]
+    np.testing.assert_allclose(head._nll(logits, labels), plain, atol=1e-6)
