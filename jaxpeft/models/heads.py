@@ -24,6 +24,8 @@ def visible(
 
     A key of segment `EVERYONE` is seen by every query that is not padding. `turned` gives
     [B, S, T], made so and not transposed, which XLA would read across in each operation it is in.
+    Positions are compared and not subtracted: XLA would lift the int32 distances out of the loop
+    over layers, and keep them.
     """
     of_q, of_k = (2, 1) if not turned else (1, 2)
     q_pos, q_seg = (jnp.expand_dims(x, of_q) for x in (q_pos, q_seg))
