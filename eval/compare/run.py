@@ -122,28 +122,33 @@ class Runner:
         """Runs a worker to its end; a SIGTERM of ours is handed on."""
         paths = [str(ROOT), os.environ.get('PYTHONPATH', '')]
         env = os.environ | {'PYTHONPATH': os.pathsep.join(filter(None, paths))}
-        with log.open('a') as out:
-            process = subprocess.Popen(
-                [sys.executable, '-m', 'eval.compare.worker', str(file)],
-                stdin=subprocess.PIPE,  # never written to: its end tells the worker of ours
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=env,
-            )
+        workers: list[subprocess.Popen] = []
 
-            def stop(number: int, frame: FrameType | None) -> None:
-                del frame
-                self._stopped = True
-                process.send_signal(number)
+        def stop(number: int, frame: FrameType | None) -> None:
+            del frame
+            self._stopped = True
+            for one in workers:
+                one.send_signal(number)
 
-            previous = signal.signal(signal.SIGTERM, stop)
-            try:
-                code = _watched(process, log)
-            finally:
-                signal.signal(signal.SIGTERM, previous)
-                if process.poll() is None:
-                    process.kill()
-        return code
+        previous = signal.signal(signal.SIGTERM, stop)  # first: one may come while a worker starts
+        try:
+            with log.open('a') as out:
+                process = subprocess.Popen(
+                    [sys.executable, '-m', 'eval.compare.worker', str(file)],
+                    stdin=subprocess.PIPE,  # never written to: its end tells the worker of ours
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=env,
+                )
+            workers.append(process)
+            if self._stopped:
+                process.terminate()
+            return _watched(process, log)
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+            for one in workers:
+                if one.poll() is None:
+                    one.kill()
 
 
 def _watched(process: subprocess.Popen, log: pathlib.Path) -> int:
