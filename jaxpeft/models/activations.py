@@ -17,7 +17,7 @@ def gelu_tanh(x: jax.Array) -> jax.Array:
     """`x (1 + tanh z) / 2` with `z = sqrt(2 / pi) (x + 0.044715 x^3)`, GPT-2's form of the GELU.
 
     Its slope, in float32, is `s + 2 x s (1 - s) z'` with `s = sigmoid(2 z)`, which is
-    `(1 + tanh z) / 2` without its cancellation: below -5 that one's slope has no digit left.
+    `(1 + tanh z) / 2` without its cancellation: below -5 that one's slope has hardly a digit left.
     Nor does it share the tanh with the value that the backward pass takes again for the factors'
     gradients, which XLA kept from one to the other (13 MB of GPT-Neo-125M's at 1024 tokens).
 
