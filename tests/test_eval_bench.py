@@ -261,15 +261,15 @@ def test_the_floor_of_lora_by_hand(context):
     assert floors.step(config, 'lora', 'attention', 4, 2, 32, 10) == expected
 
 
-# ---- the program ----
-
-
 def test_temporaries_of_hira_are_those_of_lora(tmp_path):
     """At the bench's own shape, of which nothing is loaded; to 1 %, whatever the version of XLA."""
     full = Context(str(tmp_path))
     spec = {'targets': 'linear', 'labels': 'all', 'count': 'temp'}
     lora, hira = (counts.prepare(full, spec | {'method': m})()['value'] for m in ('lora', 'hira'))
     assert 0 < hira <= 1.01 * lora
+
+
+# ---- the program ----
 
 
 def test_list_and_unknown_names(capsys):
