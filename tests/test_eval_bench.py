@@ -88,6 +88,16 @@ def test_subjects_take_turns_in_processes_of_their_own(context):
     json.dumps(entry)
 
 
+def test_long_runs_are_not_made_twice(context, monkeypatch):
+    """All are long here: calls 1 to 3 count; two batches a turn stay as they are, in step."""
+    monkeypatch.setattr(measure, 'LONG', 0.0)
+    one, pair = row(fake(value=10.0), None), row(fake(value=10.0), None, batches=2)
+    samples = measure.group([one], context, say=lambda line: None)
+    assert samples[one.ours.key].values == [11.0, 12.0, 13.0]
+    samples = measure.group([pair], context, say=lambda line: None)
+    assert samples[pair.ours.key].values == [12.5, 15.5, 18.5]
+
+
 def test_rounds_of_different_work_are_taken_together(context):
     """Values 10 to 19 over 20 to 29, call 0 alone and then three a turn, of which two count."""
     one = row(fake(value=10.0), fake(value=20.0), target=0.6, batches=2)

@@ -14,7 +14,8 @@ SHARES = {
     'commonsense': 6.5,
     'flops': 1.0,
     'peak': 1.5,
-    'score': 5.0,
+    'start-cold': 1.0,
+    'score': 4.0,
     'generate-16': 1.5,
 }
 OTHER = 0.5

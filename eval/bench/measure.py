@@ -11,6 +11,8 @@ from eval.bench.context import Context
 from eval.bench.pool import Pool, WorkerError
 from eval.bench.rows import Row, Subject
 
+LONG = 30.0  # seconds
+
 
 class Samples(NamedTuple):
     """What was measured of a subject.
@@ -45,7 +47,8 @@ def group(
     of them in turn. In its turn a warm subject runs once before what is timed, as a training step
     follows a training step: while others ran, the memory that it had given back went to them, or
     from a virtual machine to its host, and to get it back cost our DoRA step 1 s of 4 on such a
-    machine. A subject that fails is left out of the turns that follow.
+    machine. Of a run over `LONG` that second is no part worth its time, and the run itself counts.
+    A subject that fails is left out of the turns that follow.
 
     Args:
       rows: of the group.
@@ -74,12 +77,15 @@ def group(
 
 
 def _turn(pool: Pool, subject: Subject, timed: int, before: Samples) -> Samples:
-    """One run that does not count, except of fresh processes, then the timed ones."""
+    """One run that does not count, except of fresh processes and of long ones, then the timed."""
     untimed = 0 if timed and subject.fresh else 1
     try:
         if not timed:
             pool.prepare(subject)
-        made = [pool.run(subject) for _ in range(untimed + timed)]
+        made = [pool.run(subject)]
+        if timed == 1 and made[0][0] > LONG:
+            untimed = 0
+        made += [pool.run(subject) for _ in range(untimed + timed - 1)]
     except WorkerError as error:
         return before._replace(error=str(error))
     figures = [facts.get('value', seconds) for seconds, facts in made[untimed:]]
