@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from eval.bench import flops
 from jaxpeft import models
-from jaxpeft.models import head
+from jaxpeft.models import head, online
 from tests.models_tiny import config, jit, random_params, tokens
 
 SELECT = np.array([3, 23, 0, 7, 7, 15, 1], np.int32)  # of 2 x 12 tokens
@@ -47,6 +48,8 @@ def loss_of(kind, dtype):
 def test_gradients_are_those_of_the_plain_way(kind, dtype, chunk, monkeypatch):
     """Below a frozen head, and of the head's own matrix where that is trained."""
     monkeypatch.setattr(head, 'CHUNK', chunk)
+    monkeypatch.setattr(online, 'ROWS', chunk)
+    monkeypatch.setattr(online, 'CELLS', 20 * chunk)  # words of 61, three times; all of them
     loss, (norm, table) = loss_of(kind, dtype)
 
     def grads():
@@ -73,7 +76,45 @@ def test_a_frozen_head_multiplies_twice(kind, monkeypatch):
     short = flops.count(step(), norm)
     monkeypatch.setattr(head, '_only_matrix', lambda module: None)
     plain = flops.count(step(), norm)
-    assert plain - short == 2 * 8 * 16 * 61  # of 8 rows, a hidden size of 16 and 61 words
+    # A hidden size of 16 and 61 words; three times 8 rows, or twice the 7 that there are.
+    assert plain - short == 2 * 16 * 61 * (3 * 8 - 2 * 7)
+
+
+@pytest.mark.parametrize('kind', sorted(KINDS))
+@pytest.mark.parametrize('side', ['takes', 'gives'])
+def test_an_interceptor_changes_the_loss_and_its_gradient(kind, side):
+    """One that halves what the head takes, or what it gives: as in the logits of the plain way."""
+    model = models.build(config(kind))
+    params = random_params(model)
+    norm, table = parts(kind, params)
+
+    def halve(call, args, kwargs, context):
+        if context.module.name != KINDS[kind][2] or context.method_name == 'setup':
+            return call(*args, **kwargs)
+        looked_up = jnp.issubdtype(args[0].dtype, jnp.integer)
+        if side == 'takes' and not looked_up:
+            args = (args[0] / 2, *args[1:])
+        out = call(*args, **kwargs)
+        return out / 2 if side == 'gives' and not looked_up else out
+
+    def loss(norm, plain):
+        with nn.intercept_methods(halve):
+            how = {} if plain else {'labels': LABELS}
+            out = model.apply(
+                {'params': put(kind, params, norm, table)}, tokens(2, 12), select=SELECT, **how
+            )
+        if plain:
+            out = -jax.nn.log_softmax(out)[jnp.arange(7), LABELS]
+        return (out * jnp.arange(7.0)).sum()
+
+    value, grads = jit(jax.value_and_grad(lambda norm: loss(norm, plain=False)))(norm)
+    wanted, wanted_grads = jit(jax.value_and_grad(lambda norm: loss(norm, plain=True)))(norm)
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, wanted_grads
+    )
+    unchanged = loss_of(kind, jnp.float32)[0](norm, table)
+    assert abs(unchanged - wanted) > 0.01 * wanted
 
 
 def test_the_exponentials_take_the_place_of_the_logits():

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import canonicalize_dtype
 
+from jaxpeft.models import online, sharding
 from jaxpeft.models.sharding import split_rows
 
 Array = jax.Array
@@ -35,6 +37,7 @@ def make_head(vocab_size: int, param_dtype: Any) -> nn.Dense:
 
 
 EQUATIONS = {Embed: '...d,vd->...v', nn.Dense: '...d,dv->...v'}
+WORDS = {Embed: 0, nn.Dense: 1}  # the vocabulary's axis of the head's matrix
 
 
 def run_head(
@@ -75,7 +78,12 @@ def run_head(
     if table is None:
         return _over_chunks(nll, module, picked, labels)
     still = jax.lax.stop_gradient(picked)  # what flows back is `slope`'s, not the loop's
-    value, slope = _over_chunks(functools.partial(_with_slope, nll), module, still, labels)
+    if sharding.alone() and _untouched(logits_of, module, head, still[:1]):
+        dtype = canonicalize_dtype(picked, table, dtype=head.dtype)
+        matrix, axis = jax.lax.stop_gradient(table), WORDS[type(head)]
+        value, slope = online.loss_and_slope(still, matrix, labels, axis=axis, dtype=dtype)
+    else:  # pieces of a table that is split over devices would be gathered, each anew
+        value, slope = _over_chunks(functools.partial(_with_slope, nll), module, still, labels)
     return _sloped(EQUATIONS[type(head)], picked, table, labels, value, slope)
 
 
@@ -86,6 +94,31 @@ def _only_matrix(head: nn.Module) -> Array | None:
         return None
     (leaf,) = found.values()
     return nn.unbox(leaf)
+
+
+def _untouched(
+    logits_of: Callable[[Any, Array], Array], module: nn.Module, head: nn.Module, row: Array
+) -> bool:
+    """Whether the head makes the logits of `row` [1, D] with no interceptor's change.
+
+    An interceptor may read or replace what the head takes and gives. The innermost one, here, sees
+    what reaches the head itself: the same arrays before and after say that nothing was changed. Of
+    a head that is read only, interceptors see this one call, of a row that nobody uses.
+    """
+    calls = []
+
+    def innermost(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+        out = call(*args, **kwargs)
+        if context.module is head:
+            calls.append((args, kwargs, out))
+        return out
+
+    with nn.intercept_methods(innermost):
+        logits = logits_of(module, row)
+    if len(calls) != 1:
+        return False
+    args, kwargs, out = calls[0]
+    return len(args) == 1 and args[0] is row and not kwargs and out is logits
 
 
 @jax.custom_vjp

@@ -94,6 +94,11 @@ def split_looked_up(x: jax.Array) -> jax.Array:
     return split_rows(x)
 
 
+def alone() -> bool:
+    """Whether no mesh of several devices is in sight, as `split_rows` sees one."""
+    return jax.sharding.get_abstract_mesh().size <= 1
+
+
 def _ways(*axes: str) -> int:
     """How many parts these axes of the mesh in sight make; 1 where there is none."""
     mesh = jax.sharding.get_abstract_mesh()
