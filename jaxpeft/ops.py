@@ -77,7 +77,7 @@ def _gradients(scale: float, one: bool, saved: Any, dy: Array) -> Any:
     shape = x.shape
     # The cotangent takes the base's dtype: one kind of matmul for the whole layer.
     x, dy = x.reshape(-1, x.shape[-1]), dy.astype(x.dtype).reshape(-1, dy.shape[-1])
-    weight = _weight(w, a, base.after(b, dy), gamma, scale, one)  # one kernel's at a time
+    weight = _weight(w, a, b, base.after(gamma, dy), scale, one)  # one kernel's at a time
     dx = jnp.matmul(dy, weight.T)
     outer = jnp.matmul(x.T, dy, preferred_element_type=jnp.float32)  # M [n, m]
     g = scale * outer * w.astype(jnp.float32)

@@ -110,7 +110,7 @@ def test_memory_is_at_most_that_of_lora_and_grows_per_layer_no_faster(targets):
         assert ours[1] <= lora[1]
         # Arrays of other sizes pack otherwise: 4 KB a layer of 31 MB on attention's kernels here,
         # nothing in the benchmark's shape.
-        assert ours[1] - ours[0] <= 1.001 * (lora[1] - lora[0])
+        assert ours[1] - ours[0] <= lora[1] - lora[0] + 2 * 4128
 
 
 @pytest.mark.parametrize('first', [0.5, np.nan, -np.inf, 3e38])

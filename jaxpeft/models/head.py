@@ -200,20 +200,12 @@ def _sloped_backward(equation: str, saved: Any, dy: Array) -> tuple:
 
         return total + jax.grad(loss)(table).astype(jnp.float32), None
 
-    chunks = tuple(_chunked(x) for x in (hidden, labels, dy))
+    chunks = tuple(online.chunked(x, CHUNK) for x in (hidden, labels, dy))
     total = jax.lax.scan(add, jnp.zeros(table.shape, jnp.float32), chunks)[0]
     return dh, total.astype(table.dtype), None, None, None
 
 
 _sloped.defvjp(_sloped_forward, _sloped_backward, symbolic_zeros=True)
-
-
-def _chunked(x: Array) -> Array:
-    """[N, ..] as [chunks, size, ..]: even chunks of at most CHUNK rows, padded with zeros."""
-    chunks = max(-(-x.shape[0] // CHUNK), 1)
-    size = -(-x.shape[0] // chunks)
-    pad = [(0, chunks * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
-    return jnp.pad(x, pad).reshape(chunks, size, *x.shape[1:])
 
 
 def _over_chunks(fn: Callable[..., Any], module: nn.Module, hidden: Array, labels: Array) -> Any:
@@ -230,5 +222,6 @@ def _over_chunks(fn: Callable[..., Any], module: nn.Module, hidden: Array, label
         variable_broadcast='params',
         split_rngs={'params': False},
     )
-    out = loop(module, (), (_chunked(hidden), _chunked(labels)))[1]
+    chunks = (online.chunked(hidden, CHUNK), online.chunked(labels, CHUNK))
+    out = loop(module, (), chunks)[1]
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:n], out)

@@ -48,14 +48,19 @@ def loss_and_slope(
       ([0.6931471824645996], [[0.5, -0.5]])
     """
     n, width = hidden.shape
-    chunks = max(-(-n // ROWS), 1)
-    if chunks == 1:
+    if n <= ROWS:
         return _rows(hidden, table, labels, axis, dtype)
-    size = -(-n // chunks)
-    rows = jnp.pad(hidden, ((0, chunks * size - n), (0, 0))).reshape(chunks, size, width)
-    words = jnp.pad(labels, (0, chunks * size - n)).reshape(chunks, size)
-    out = jax.lax.map(lambda xs: _rows(xs[0], table, xs[1], axis, dtype), (rows, words))
+    chunks = (chunked(hidden, ROWS), chunked(labels, ROWS))
+    out = jax.lax.map(lambda xs: _rows(xs[0], table, xs[1], axis, dtype), chunks)
     return out[0].reshape(-1)[:n], out[1].reshape(-1, width)[:n]
+
+
+def chunked(x: Array, most: int) -> Array:
+    """[N, ..] as [chunks, size, ..]: even chunks of at most `most` rows, padded with zeros."""
+    chunks = max(-(-x.shape[0] // most), 1)
+    size = -(-x.shape[0] // chunks)
+    pad = [(0, chunks * size - x.shape[0])] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad).reshape(chunks, size, *x.shape[1:])
 
 
 def _rows(hidden: Array, table: Array, labels: Array, axis: int, dtype: Any) -> tuple[Array, Array]:
