@@ -76,37 +76,27 @@ def test_subjects_take_turns_in_processes_of_their_own(context):
     one = row(fake(value=10.0), fake(value=20.0), target=0.5, agree=('loss',))
     said = []
     samples = measure.group([one], context, say=said.append)
-    assert samples[one.ours.key].values == [12.0, 14.0, 16.0]
-    assert len(samples[one.ours.key].facts) == 7
+    assert samples[one.ours.key].values == [11.0, 13.0, 15.0]
+    assert len(samples[one.ours.key].facts) == 6
     assert [line.split('10.0')[0].strip() == FAKE for line in said] == [True, False] * 4
     entry = report.entry(one, samples, {'cores': 2})
-    assert entry['ratio'] == pytest.approx(14 / 24)
-    assert entry['spread'] == pytest.approx([12 / 22, 16 / 26])
-    assert (entry['ok'], entry['ours'], entry['theirs']) == (False, 14.0, 24.0)
-    assert entry['rounds'] == {'ours': [12.0, 14.0, 16.0], 'theirs': [22.0, 24.0, 26.0]}
+    assert entry['ratio'] == pytest.approx(13 / 23)
+    assert entry['spread'] == pytest.approx([11 / 21, 15 / 25])
+    assert (entry['ok'], entry['ours'], entry['theirs']) == (False, 13.0, 23.0)
+    assert entry['rounds'] == {'ours': [11.0, 13.0, 15.0], 'theirs': [21.0, 23.0, 25.0]}
     assert entry['differ'] == 0.0
     json.dumps(entry)
 
 
-def test_long_runs_are_not_made_twice(context, monkeypatch):
-    """All are long here: calls 1 to 3 count; two batches a turn stay as they are, in step."""
-    monkeypatch.setattr(measure, 'LONG', 0.0)
-    one, pair = row(fake(value=10.0), None), row(fake(value=10.0), None, batches=2)
-    samples = measure.group([one], context, say=lambda line: None)
-    assert samples[one.ours.key].values == [11.0, 12.0, 13.0]
-    samples = measure.group([pair], context, say=lambda line: None)
-    assert samples[pair.ours.key].values == [12.5, 15.5, 18.5]
-
-
 def test_rounds_of_different_work_are_taken_together(context):
-    """Values 10 to 19 over 20 to 29, call 0 alone and then three a turn, of which two count."""
-    one = row(fake(value=10.0), fake(value=20.0), target=0.6, batches=2)
+    """Values 10 to 18 over 20 to 28, three calls a turn, of which the last two count."""
+    one = row(fake(value=10.0), fake(value=20.0), target=0.59, batches=2)
     samples = measure.group([one], context, say=lambda line: None)
-    assert samples[one.ours.key].values == [12.5, 15.5, 18.5]
+    assert samples[one.ours.key].values == [11.5, 14.5, 17.5]
     entry = report.entry(one, samples, {})
-    assert entry['ratio'] == pytest.approx(46.5 / 76.5)
-    assert entry['spread'] == pytest.approx([12.5 / 22.5, 18.5 / 28.5])
-    assert (entry['ok'], entry['ours']) == (False, 15.5)
+    assert entry['ratio'] == pytest.approx(43.5 / 73.5)
+    assert entry['spread'] == pytest.approx([11.5 / 21.5, 17.5 / 27.5])
+    assert (entry['ok'], entry['ours']) == (False, 14.5)
 
 
 def test_a_group_whose_time_is_up_makes_three_rounds(context):
@@ -148,8 +138,8 @@ def test_one_warm_process_a_side_and_fresh_ones_where_asked(context):
 
 def test_a_figure_without_a_peer_is_held_against_its_target(context):
     entry = measured(row(fake(value=1.0), None, target=5.0), context)
-    assert (entry['ratio'], entry['theirs'], entry['ok']) == (5.0, None, True)
-    assert entry['spread'] == [3.0, 7.0]
+    assert (entry['ratio'], entry['theirs'], entry['ok']) == (4.0, None, True)
+    assert entry['spread'] == [2.0, 6.0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import os
 import pathlib
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -81,9 +82,11 @@ def run(
     found: dict[str, dict] = {}
     say = partial(print, flush=True)
     groups = list(dict.fromkeys(row.group for row in rows))
+    began = time.monotonic()
     for name, until in budget.deadlines(groups, minutes).items():
         group = [row for row in rows if row.group == name]
-        say(f'{name}: {", ".join(row.name for row in group)}')
+        passed = (time.monotonic() - began) / 60
+        say(f'{name}, after {passed:.1f} minutes: {", ".join(row.name for row in group)}')
         samples = measure.group(group, context, say=say, until=until)
         facts = machine.facts(context)
         found |= {row.name: report.entry(row, samples, facts) for row in group}

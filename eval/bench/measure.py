@@ -11,8 +11,6 @@ from eval.bench.context import Context
 from eval.bench.pool import Pool, WorkerError
 from eval.bench.rows import Row, Subject
 
-LONG = 30.0  # seconds
-
 
 class Samples(NamedTuple):
     """What was measured of a subject.
@@ -43,11 +41,11 @@ def group(
 ) -> dict[str, Samples]:
     """Measures the rows of one group.
 
-    Every subject runs once untimed (it compiles, and warms the caches), then `rounds` times, all
-    of them in turn. In its turn a warm subject runs once before what is timed, as a training step
-    follows a training step: while others ran, the memory that it had given back went to them, or
-    from a virtual machine to its host, and to get it back cost our DoRA step 1 s of 4 on such a
-    machine. Of a run over `LONG` that second is no part worth its time, and the run itself counts.
+    Every subject is made ready, one of fresh processes by a run that fills the caches; then they
+    run `rounds` times, all of them in turn. In its turn a warm subject runs once before what is
+    timed, as a training step follows a training step. In the first turn that run may compile; in
+    the others it gets memory back, which went to other subjects, or from a virtual machine to its
+    host, while they ran: that cost our DoRA step 1 s of 4 on such a machine.
     A subject that fails is left out of the turns that follow.
 
     Args:
@@ -77,15 +75,12 @@ def group(
 
 
 def _turn(pool: Pool, subject: Subject, timed: int, before: Samples) -> Samples:
-    """One run that does not count, except of fresh processes and of long ones, then the timed."""
-    untimed = 0 if timed and subject.fresh else 1
+    """`timed` runs, after one that does not count in a warm process; with 0, what comes before."""
+    untimed = int(subject.fresh != bool(timed))  # or, of a fresh one, before the first turn
     try:
         if not timed:
             pool.prepare(subject)
-        made = [pool.run(subject)]
-        if timed == 1 and made[0][0] > LONG:
-            untimed = 0
-        made += [pool.run(subject) for _ in range(untimed + timed - 1)]
+        made = [pool.run(subject) for _ in range(untimed + timed)]
     except WorkerError as error:
         return before._replace(error=str(error))
     figures = [facts.get('value', seconds) for seconds, facts in made[untimed:]]

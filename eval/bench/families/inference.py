@@ -8,7 +8,7 @@ def rows() -> list[Row]:
     scored = Row(
         'score', 'label scoring / transformers', _ours('score'),
         _theirs('score'), 0.50, 'score', agree=('score',), rounds=2,
-        note='32 rows of the 8 tasks; in torch each label of each row, batches of 16, padded',
+        note='16 rows of the 8 tasks; in torch each label of each row, batches of 16, padded',
     )  # fmt: skip
     return [scored, _greedy(1), _greedy(16)]
 

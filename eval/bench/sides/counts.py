@@ -23,9 +23,8 @@ def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, An
       spec: method, targets, labels as of a step, and count: 'flops' (GFLOP), 'floor' (GFLOP),
         'temp' (MB of temporaries of the compiled step) or 'growth' (of them, MB a layer).
     """
-    value = {'flops': _flops, 'floor': _floor, 'temp': _temp, 'growth': _growth}[spec['count']](
-        context, spec
-    )
+    counted = {'flops': _flops, 'floor': _floor, 'temp': _temp, 'growth': _growth}[spec['count']]
+    value = counted(context, {name: x for name, x in spec.items() if name != 'count'})
     return lambda: {'value': value}
 
 
@@ -40,19 +39,21 @@ def _floor(context: Context, spec: dict[str, Any]) -> float:
 
 
 def _temp(context: Context, spec: dict[str, Any]) -> float:
-    return _temporaries(context, spec, config_of(context)) / 1e6
+    return _temporaries(context, config_of(context).num_layers, **spec) / 1e6
 
 
 def _growth(context: Context, spec: dict[str, Any]) -> float:
     """The difference between the whole depth and half of it, a layer."""
-    whole = config_of(context)
-    half = whole.num_layers // 2
-    small = dataclasses.replace(whole, num_layers=half, windows=whole.windows[:half])
-    sizes = [_temporaries(context, spec, config) for config in (whole, small)]
-    return (sizes[0] - sizes[1]) / (whole.num_layers - half) / 1e6
+    whole = config_of(context).num_layers
+    depths = whole, whole // 2
+    sizes = [_temporaries(context, depth, **spec) for depth in depths]
+    return (sizes[0] - sizes[1]) / (depths[0] - depths[1]) / 1e6
 
 
-def _temporaries(context: Context, spec: dict[str, Any], config: Any) -> int:
+@functools.cache  # the whole depth is compiled once for both figures
+def _temporaries(context: Context, depth: int, **spec: str) -> int:
+    config = config_of(context)
+    config = dataclasses.replace(config, num_layers=depth, windows=config.windows[:depth])
     update, *shapes = _step(context, spec, config)
     compiled = jax.jit(update, donate_argnums=0).lower(*shapes).compile()
     analysis: Any = compiled.memory_analysis()
