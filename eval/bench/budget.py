@@ -13,9 +13,8 @@ SHARES = {
     'linear-answer': 4.3,
     'commonsense': 6.0,
     'temporaries': 0.9,
-    'peak': 2.7,
-    'start-cold': 1.1,
-    'start-warm': 0.9,
+    'peak': 1.8,
+    'start': 1.3,
     'score': 2.6,
     'generate-16': 1.5,
 }

@@ -41,8 +41,8 @@ def group(
 ) -> dict[str, Samples]:
     """Measures the rows of one group.
 
-    Every subject is made ready, one of fresh processes by a run that fills the caches; then they
-    run `rounds` times, all of them in turn. In its turn a warm subject runs once before what is
+    Every subject is made ready; then they run `rounds` times, all of them in turn, those of fresh
+    processes in a new one each time. In its turn a warm subject runs once before what is
     timed, as a training step follows a training step. In the first turn that run may compile; in
     the others it gets memory back, which went to other subjects, or from a virtual machine to its
     host, while they ran: that cost our DoRA step 1 s of 4 on such a machine.
@@ -76,7 +76,7 @@ def group(
 
 def _turn(pool: Pool, subject: Subject, timed: int, before: Samples) -> Samples:
     """`timed` runs, after one that does not count in a warm process; with 0, what comes before."""
-    untimed = int(subject.fresh != bool(timed))  # or, of a fresh one, before the first turn
+    untimed = int(bool(timed) and not subject.fresh)
     try:
         if not timed:
             pool.prepare(subject)

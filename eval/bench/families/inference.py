@@ -17,7 +17,7 @@ def _greedy(batch: int) -> Row:
     return Row(
         f'generate-{batch}', f'greedy, batch {batch} / transformers',
         _ours('generate', batch), _theirs('generate', batch), 0.80, f'generate-{batch}',
-        agree=('tokens',), rounds=3,
+        agree=('tokens',), rounds=2,
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 import os
 import pathlib
-import tempfile
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +12,18 @@ from eval.bench.pool import SPAWNED
 
 
 def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, Any]]:
-    """Points the compilation cache at an empty folder ('cold') or a kept one ('warm')."""
-    folder = str(pathlib.Path(context.work) / 'start-cache')
+    """Points the compilation cache at a folder, emptied ('cold') or as the last start left it.
+
+    Raises:
+      FileNotFoundError: for 'warm' before any 'cold'.
+    """
+    folder = pathlib.Path(context.work) / 'start-cache'
     if spec['cache'] == 'cold':
-        folder = tempfile.mkdtemp(dir=context.work)
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = folder
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    elif not folder.exists():
+        raise FileNotFoundError('no earlier start left its programs; --only start runs both rows')
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
 
     def call() -> dict[str, Any]:
         from eval.bench.sides import ours
