@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 import logging
 import pathlib
 import warnings
@@ -23,6 +25,7 @@ from jaxpeft.models.source import Source, open_source, read_json
 Tree = Any
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json')
 SHOWN = 8  # names in one error message
+READERS = 4  # threads, each of which holds one tensor of the file
 HEAD = ('lm_head', 'kernel')
 EMBEDDING = {
     'gpt_neo': ('transformer', 'wte', 'embedding'),
@@ -230,24 +233,33 @@ def check(source: Source, shapes: Tree, config: ModelConfig) -> None:
 def read_params(source: Source, shapes: Tree, shardings: Tree = None) -> Tree:
     """Fills the tree leaf by leaf; the host holds one leaf at a time.
 
+    The layers of a leaf are read side by side: copying and turning them lets go of Python's lock,
+    and was half of the time that a GPT-Neo-125M took to load.
+
     Raises:
       ValueError: a tensor that is not of floats, or too large for the leaf's dtype.
     """
     places = dict(names.flatten(shardings)) if shardings is not None else {}
     out: dict[names.Path, jax.Array] = {}
-    for path, leaf in names.flatten(shapes):
-        value = np.empty(leaf.shape, leaf.dtype)
-        turn = source.transposed and names.is_kernel(path)
-        for layer, (one, _) in enumerate(_slices(path, leaf)):
-            tensor = source.read(source.name(one))
-            _check_range(tensor, leaf.dtype, f'{source.label}: {source.name(one)}')
-            target = value[layer] if names.is_stacked(path) else value
-            target[...] = tensor.T if turn else tensor  # casts while it copies
-            del tensor
-        # The host's copy may not be reused or freed before the transfer has ended.
-        out[path] = jax.block_until_ready(jax.device_put(value, places.get(path)))
-        del value, target
+    with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+        for path, leaf in names.flatten(shapes):
+            value = np.empty(leaf.shape, leaf.dtype)
+            turn = source.transposed and names.is_kernel(path)
+            ones = [one for one, _ in _slices(path, leaf)]
+            targets = value if names.is_stacked(path) else [value]
+            list(pool.map(functools.partial(_fill, source, turn), ones, targets))
+            # The host's copy may not be reused or freed before the transfer has ended.
+            out[path] = jax.block_until_ready(jax.device_put(value, places.get(path)))
+            del value, targets
     return names.unflatten(out)
+
+
+def _fill(source: Source, turn: bool, path: names.Path, target: np.ndarray) -> None:
+    """One layer's tensor, cast while it is copied."""
+    name = source.name(path)
+    tensor = source.read(name)
+    _check_range(tensor, target.dtype, f'{source.label}: {name}')
+    target[...] = tensor.T if turn else tensor
 
 
 def _check_range(tensor: np.ndarray, dtype: Any, what: str) -> None:
