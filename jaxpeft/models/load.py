@@ -64,7 +64,8 @@ def build(
 def param_shapes(model: nn.Module) -> Tree:
     """The tree of jax.ShapeDtypeStruct that `model.init` would fill; no memory."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return jax.eval_shape(model.init, jax.random.key(0), tokens)['params']
+    # The key is drawn under the trace: outside it is a program of its own, compiled and run.
+    return jax.eval_shape(lambda x: model.init(jax.random.key(0), x), tokens)['params']
 
 
 def load(

@@ -1,6 +1,7 @@
 """Our training step: the update that `train.run` jits, on one device."""
 
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 import jaxpeft as jp
 from eval.bench import adapters, questions
 from eval.bench.context import LR, Context, base_folder, tokens
+from eval.bench.rows import STEP
 from train import cache, optimizer
 from train import mesh as meshes
 from train.config import Optim
@@ -71,8 +73,9 @@ def prepare(context: Context, spec: dict[str, Any]) -> Callable[[], dict[str, An
     def update(train: Any, step: int) -> tuple[Any, dict[str, float]]:
         batch = meshes.put(mesh, batches.at(step), axis=1)
         train, metrics = programs.update(train, state.consts, params, batch)
+        begun = time.monotonic()  # compiled, and handed to the device, which is still at it
         jax.block_until_ready(train)
-        return train, {name: float(metrics[name]) for name in ('loss', 'grad_norm')}
+        return train, {'begun': begun} | {name: float(metrics[name]) for name in STEP}
 
     for step in batches.fresh:  # compiles the shapes of a run, which is long enough to earn it
         update(programs.start(state.params), step)
