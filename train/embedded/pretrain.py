@@ -123,7 +123,7 @@ def initial(setup: Setup, model) -> Tree:
     a rotation from the first step on; layer 1's output is its values' transpose, which copies what
     it attends to; from layer 2 on queries are keys, which look for what is alike.
     """
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params']
+    shapes = models.param_shapes(model)
     keys = iter(jax.random.split(jax.random.key(setup.seed), 64))
 
     def leaf(path, shape):
