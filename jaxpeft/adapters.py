@@ -158,11 +158,11 @@ def _entry(members: list[tuple[int | None, tree.Site]], params: base.Tree) -> di
         return entry
     kernels = [_unboxed(paths.get(params, one.path)) for _, one in members]
     stack = site.view.shape(kernels[0].shape)[0]
-    flat = [k.reshape(math.prod(stack), *k.shape[len(stack) :]) for k in kernels]
+    flat = [jnp.reshape(k, (math.prod(stack), *k.shape[len(stack) :])) for k in kernels]
     return entry | {
         'stack': list(stack) if layers is None else [len(layers), *stack],
         'kernel': list(kernels[0].shape[len(stack) :]),
-        'checksums': [checksum(layer) for kernel in flat for layer in kernel],
+        'checksums': [_digest(_rounded(k, layer)) for k in flat for layer in range(len(k))],
     }
 
 
@@ -172,8 +172,18 @@ def _unboxed(leaf: Any) -> Any:
 
 def checksum(kernel: base.Array) -> str:
     """16 hex digits of the SHA-256 of a kernel rounded to bfloat16: one for both dtypes' loads."""
-    rounded = np.asarray(jax.device_get(jnp.asarray(kernel).astype(jnp.bfloat16)))
-    return hashlib.sha256(rounded.view(np.uint16).tobytes()).hexdigest()[:16]
+    return _digest(jnp.asarray(kernel).astype(jnp.bfloat16))
+
+
+@jax.jit
+def _rounded(kernels: base.Array, layer: int) -> base.Array:
+    """One kernel of [L, in, out] in bfloat16: one program for all layers, one layer in memory."""
+    return jax.lax.dynamic_index_in_dim(kernels, layer, keepdims=False).astype(jnp.bfloat16)
+
+
+def _digest(rounded: base.Array) -> str:
+    bits = np.asarray(jax.device_get(rounded)).view(np.uint16)
+    return hashlib.sha256(bits.tobytes()).hexdigest()[:16]
 
 
 def load_adapter(
@@ -215,7 +225,7 @@ def load_adapter(
         part, _, rest = key.partition('/')
         name, _, leaf = rest.rpartition('/')
         placed = _placed(value, described['sites'][name], grouped[name])
-        trees[part].update({f'{node}/{leaf}': jnp.asarray(v) for node, v in placed.items()})
+        trees[part].update({f'{node}/{leaf}': jax.device_put(v) for node, v in placed.items()})
     state = base.State(paths.nest(trees['params']), paths.nest(trees['consts']))
     tree.check(plan, state, params, f'{folder / WEIGHTS}: ')
     return plan, state

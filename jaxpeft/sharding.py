@@ -74,7 +74,7 @@ def _probe(rule: Any) -> base.State | None:
     if method.apply is None:
         return None
     kernel = jax.ShapeDtypeStruct((IN_PROBE, OUT_PROBE), jnp.float32)
-    return jax.eval_shape(method.init, jax.random.key(0), kernel)
+    return jax.eval_shape(lambda kernel: method.init(jax.random.key(0), kernel), kernel)
 
 
 def _kernel(site: str, known: dict[str, Any]) -> NamedSharding:

@@ -246,7 +246,8 @@ def check(plan: Plan, state: base.State, params: base.Tree, where: str = '') -> 
     Raises:
       ValueError: listing what is missing, left over and misshaped.
     """
-    made = jax.eval_shape(partial(init, plan), jax.random.key(0), params)
+    # The key is drawn under the trace: outside it is a program of its own, compiled and run.
+    made = jax.eval_shape(lambda params: init(plan, jax.random.key(0), params), params)
     want, have = (
         {path: leaf.shape for part in one for path, leaf in paths.flatten(part)}
         for one in (made, state)

@@ -242,6 +242,17 @@ def test_dtypes(tmp_path):
     assert model.dtype == jnp.float32
 
 
+@pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16, np.float16])
+@pytest.mark.parametrize('shape', [(3, 5), (7,), (2, 40, 129)])
+def test_a_cpu_takes_the_hosts_array_as_it_is(shape, dtype):
+    host = sys.modules['jaxpeft.models.load']._aligned(shape, dtype)
+    host[...] = np.arange(host.size).reshape(shape)
+    assert (host.shape, host.dtype) == (shape, dtype)
+    placed = jax.device_put(host, jax.devices('cpu')[0])
+    assert placed.unsafe_buffer_pointer() == host.ctypes.data
+    np.testing.assert_array_equal(placed, host)
+
+
 def test_sharded_loading(tmp_path):
     model, params = saved(tmp_path, 'llama')
     auto = (jax.sharding.AxisType.Auto,) * 3

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import logging
+import math
 import pathlib
 import warnings
 from typing import Any
@@ -26,6 +27,7 @@ Tree = Any
 TOKENIZER_FILES = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'vocab.json')
 SHOWN = 8  # names in one error message
 READERS = 4  # threads, each of which holds one tensor of the file
+ALIGNMENT = 64  # bytes; XLA's buffers on CPU
 HEAD = ('lm_head', 'kernel')
 EMBEDDING = {
     'gpt_neo': ('transformer', 'wte', 'embedding'),
@@ -244,7 +246,7 @@ def read_params(source: Source, shapes: Tree, shardings: Tree = None) -> Tree:
     out: dict[names.Path, jax.Array] = {}
     with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
         for path, leaf in names.flatten(shapes):
-            value = np.empty(leaf.shape, leaf.dtype)
+            value = _aligned(leaf.shape, leaf.dtype)
             turn = source.transposed and names.is_kernel(path)
             ones = [one for one, _ in _slices(path, leaf)]
             targets = value if names.is_stacked(path) else [value]
@@ -253,6 +255,14 @@ def read_params(source: Source, shapes: Tree, shardings: Tree = None) -> Tree:
             out[path] = jax.block_until_ready(jax.device_put(value, places.get(path)))
             del value, targets
     return names.unflatten(out)
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An empty array that a CPU device takes as it is; one that numpy places, it copies."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    room = np.empty(size + ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % ALIGNMENT
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 def _fill(source: Source, turn: bool, path: names.Path, target: np.ndarray) -> None:
