@@ -4,6 +4,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import tempfile
 
 # Tiny models cost 10 times more to compile than to run, nearly all of it in LLVM: without its
 # optimizer the suite takes a third of the time. The numbers that the tests compare are the same.
@@ -33,6 +34,19 @@ MAPS = pathlib.Path('/proc/self/maps')
 MANY = 20_000  # mappings: Linux grants 65,530, each compiled program takes some, and XLA crashes
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / 'shared'
+
+
+@pytest.fixture(scope='session', autouse=True)
+def programs_on_disk():
+    """A program that any test of this worker compiled is read from disk in the others.
+
+    Three in ten are, small ones of JAX's own above all. A folder a worker: JAX writes its files in
+    place, and of two workers that share one, one could read half a file.
+    """
+    with tempfile.TemporaryDirectory(prefix='jaxpeft-programs-') as folder:
+        jax.config.update('jax_compilation_cache_dir', folder)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+        yield
 
 
 @pytest.fixture(scope='module', autouse=True)

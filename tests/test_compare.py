@@ -293,71 +293,70 @@ def test_a_comparison_from_end_to_end(tiny, tmp_path, here, capsys):
     """In turn, then again (nothing is repeated), on another machine, and together (the same)."""
     out = tmp_path / 'out'
     command = flags(tiny, out, *METHODS, '--no_together')
-    with train_tiny.compiled_once():
-        assert program.main(command) == 0, capsys.readouterr().err
-        assert here == [
-            ['base'],
-            ['lora-lr0.001', 'lora-lr0.01'],
-            ['hira-lr0.001', 'hira-lr0.01'],
-            ['lora-seed0'], ['hira-seed0'], ['lora-seed1'],
-            ['lora-seed0', 'hira-seed0'],
-        ]  # fmt: skip
-        found = {p.stem: json.loads(p.read_text()) for p in out.glob('runs/*.json')}
-        assert found.keys() == {'lora-seed0', 'lora-seed1', 'hira-seed0'}
-        base = json.loads((out / 'base.json').read_text())
-        for one in found.values():
-            assert one['forget']['tokens'] == base['forget']['tokens'] == 99
-            assert one['forget']['corpus_ppl'] != base['forget']['corpus_ppl']
-            assert one['config']['lr'] == 1e-2  # the lower validation loss of the short runs
-            assert one['seconds_per_step'] > 0
-            assert one['process_bytes'] > 1e6
-            assert one['train']['trainable'] == 2 * 2 * (32 * 4 + 4 * 32)
-        short = json.loads((out / 'sweep' / 'lora-lr0.01.json').read_text())
-        assert short['config']['train_rows'] == 24
-        assert short['steps'] == 4
-        costs = json.loads((out / 'costs.json').read_text())['entries']
-        assert costs.keys() == {'lora', 'hira'}
-        for label, one in costs.items():
-            assert one['config']['method'] == label
-            assert not {'lr', 'seed'} & one['config'].keys()
-            assert len(one['seconds']) == 6
-            assert min(one['seconds']) > 0
-            assert one['program']['total'] > one['program']['arguments'] > 0
-        assert costs['lora']['tokens'] == costs['hira']['tokens']  # the same rows
-        page = (out / 'compare.md').read_text()
-        assert '| `lora` | 4 | 1,024 | 0.01* | 2 |' in page
-        assert '| `hira` | 4 | 1,024 | 0.01* | 1 |' in page
-        assert 'validation loss' in page
-        folder = out / 'work' / 'runs' / 'lora-seed0'  # an ordinary run of train.run
-        assert (folder / 'results.json').exists()
-        assert (folder / 'adapter' / 'adapter.json').exists()
-        assert sum(p.stat().st_size for p in out.glob('*/*.json')) < 100_000
+    assert program.main(command) == 0, capsys.readouterr().err
+    assert here == [
+        ['base'],
+        ['lora-lr0.001', 'lora-lr0.01'],
+        ['hira-lr0.001', 'hira-lr0.01'],
+        ['lora-seed0'], ['hira-seed0'], ['lora-seed1'],
+        ['lora-seed0', 'hira-seed0'],
+    ]  # fmt: skip
+    found = {p.stem: json.loads(p.read_text()) for p in out.glob('runs/*.json')}
+    assert found.keys() == {'lora-seed0', 'lora-seed1', 'hira-seed0'}
+    base = json.loads((out / 'base.json').read_text())
+    for one in found.values():
+        assert one['forget']['tokens'] == base['forget']['tokens'] == 99
+        assert one['forget']['corpus_ppl'] != base['forget']['corpus_ppl']
+        assert one['config']['lr'] == 1e-2  # the lower validation loss of the short runs
+        assert one['seconds_per_step'] > 0
+        assert one['process_bytes'] > 1e6
+        assert one['train']['trainable'] == 2 * 2 * (32 * 4 + 4 * 32)
+    short = json.loads((out / 'sweep' / 'lora-lr0.01.json').read_text())
+    assert short['config']['train_rows'] == 24
+    assert short['steps'] == 4
+    costs = json.loads((out / 'costs.json').read_text())['entries']
+    assert costs.keys() == {'lora', 'hira'}
+    for label, one in costs.items():
+        assert one['config']['method'] == label
+        assert not {'lr', 'seed'} & one['config'].keys()
+        assert len(one['seconds']) == 6
+        assert min(one['seconds']) > 0
+        assert one['program']['total'] > one['program']['arguments'] > 0
+    assert costs['lora']['tokens'] == costs['hira']['tokens']  # the same rows
+    page = (out / 'compare.md').read_text()
+    assert '| `lora` | 4 | 1,024 | 0.01* | 2 |' in page
+    assert '| `hira` | 4 | 1,024 | 0.01* | 1 |' in page
+    assert 'validation loss' in page
+    folder = out / 'work' / 'runs' / 'lora-seed0'  # an ordinary run of train.run
+    assert (folder / 'results.json').exists()
+    assert (folder / 'adapter' / 'adapter.json').exists()
+    assert sum(p.stat().st_size for p in out.glob('*/*.json')) < 100_000
 
-        here.clear()
-        (out / 'work').rename(tmp_path / 'lost')  # only the small files came to this machine
-        assert program.main(command) == 0
-        assert here == []
+    here.clear()
+    (out / 'work').rename(tmp_path / 'lost')  # only the small files came to this machine
+    assert program.main(command) == 0
+    assert here == []
 
-        other = tmp_path / 'other'
-        assert program.main(flags(tiny, other, *METHODS, '--only', 'lora')) == 0
-        assert here == [
-            ['base'], ['lora-lr0.001', 'lora-lr0.01'], ['lora-seed0', 'lora-seed1'], ['lora-seed0'],
-        ]  # fmt: skip
-        for seed in ('lora-seed0', 'lora-seed1'):
-            mine = json.loads((other / 'runs' / f'{seed}.json').read_text())
-            assert mine['config'] == found[seed]['config']
-            assert mine['together'] == 2
-            assert 'seconds_per_step' not in mine  # a share of the time of all is nobody's own
-            alone = found[seed]['forget']['corpus_ppl']
-            assert mine['forget']['corpus_ppl'] == pytest.approx(alone, rel=1e-4)
-            loss = found[seed]['train']['best_val_loss']
-            assert mine['train']['best_val_loss'] == pytest.approx(loss, rel=1e-5)
-        capsys.readouterr()
-        assert program.main([*command, '--batch=4']) == 2
-        assert 'batch is 8 there, 4 here' in capsys.readouterr().err
-        assert program.main(flags(tiny, out, *METHODS, '--table_only')) == 0
-        assert program.main(flags(tiny, tmp_path / 'new', *METHODS, '--table_only')) == 2
-        assert 'no finished base.json' in capsys.readouterr().err
+    other = tmp_path / 'other'
+    assert program.main(flags(tiny, other, *METHODS, '--only', 'lora')) == 0
+    assert here == [
+        ['base'], ['lora-lr0.001', 'lora-lr0.01'], ['lora-seed0', 'lora-seed1'], ['lora-seed0'],
+    ]  # fmt: skip
+    for seed in ('lora-seed0', 'lora-seed1'):
+        mine = json.loads((other / 'runs' / f'{seed}.json').read_text())
+        assert mine['config'] == found[seed]['config']
+        assert mine['together'] == 2
+        assert 'seconds_per_step' not in mine  # a share of the time of all is nobody's own
+        alone = found[seed]['forget']['corpus_ppl']
+        assert mine['forget']['corpus_ppl'] == pytest.approx(alone, rel=1e-4)
+        loss = found[seed]['train']['best_val_loss']
+        assert mine['train']['best_val_loss'] == pytest.approx(loss, rel=1e-5)
+    capsys.readouterr()
+    assert program.main([*command, '--batch=4']) == 2
+    assert 'batch is 8 there, 4 here' in capsys.readouterr().err
+    assert program.main(flags(tiny, out, *METHODS, '--table_only')) == 0
+    assert program.main(flags(tiny, tmp_path / 'new', *METHODS, '--table_only')) == 2
+    assert 'no finished base.json' in capsys.readouterr().err
 
 
 PLAIN = (
@@ -369,8 +368,7 @@ PLAIN = (
 def test_plain_text_is_judged_by_its_perplexity(tiny, tmp_path, here):
     """The held-out windows are a seed's own, so each run has its own figure of the base."""
     more = ('--lrs=1e-2', f'--dataset={tiny / "text.txt"}')
-    with train_tiny.compiled_once():
-        assert program.main(flags(tiny, tmp_path, *PLAIN, *more)) == 0
+    assert program.main(flags(tiny, tmp_path, *PLAIN, *more)) == 0
     before = []
     for file in sorted(tmp_path.glob('runs/*.json')):
         found = json.loads(file.read_text())
@@ -392,8 +390,7 @@ def test_a_test_text_judges_and_chooses_nothing(tiny, tmp_path, here, capsys):
     rates = ('--lrs', '1e-3', '1e-2', '--sweep_rows=500')  # more rows than there are: all are taken
     data = f'--dataset={tiny / "text.txt"}'
     command = flags(tiny, tmp_path / 'out', *PLAIN, *rates, data, f'--test_text={other}')
-    with train_tiny.compiled_once():
-        assert program.main(command) == 0, capsys.readouterr().err
+    assert program.main(command) == 0, capsys.readouterr().err
     base = json.loads((tmp_path / 'out' / 'base.json').read_text())['test']
     runs = [json.loads(f.read_text()) for f in (tmp_path / 'out').glob('runs/*.json')]
     for one in runs:
@@ -442,8 +439,7 @@ def test_what_figures_were_made_of_is_known_by_content(tmp_path):
 
 def test_a_rate_that_diverges_is_written_down_and_not_taken(tiny, tmp_path, here):
     more = ('--methods', 'lora', '--seeds=1', '--lrs', '1e-2', '1e30', '--max_grad_norm=0')
-    with train_tiny.compiled_once():
-        assert program.main(flags(tiny, tmp_path, *more)) == 0
+    assert program.main(flags(tiny, tmp_path, *more)) == 0
     bad = json.loads((tmp_path / 'sweep' / 'lora-lr1e+30.json').read_text())
     assert bad['val_loss'] is None
     assert 'is' in bad['diverged']
@@ -468,8 +464,7 @@ def test_killed_at_once_it_continues_and_no_worker_is_left(tiny, tmp_path, here)
     until(lambda: not running(worker_file))
     assert not (out / 'runs').exists()
     when = (out / 'base.json').stat().st_mtime_ns
-    with train_tiny.compiled_once():
-        assert program.main(command) == 0
+    assert program.main(command) == 0
     assert here == [['lora-seed0']] * 2  # the rest of the run, and the cost of its update
     assert (out / 'base.json').stat().st_mtime_ns == when
     steps = json.loads((out / 'runs' / 'lora-seed0.json').read_text())['steps']
@@ -576,8 +571,7 @@ def test_a_run_whose_evaluation_is_no_number_is_one_that_diverged(
 
     monkeypatch.setattr(worker, '_texts', broken)
     more = ('--methods', 'none', 'lora', f'--seeds={seeds}', '--lrs=1e-2')
-    with train_tiny.compiled_once():
-        assert program.main(flags(tiny, tmp_path, *more)) == 0
+    assert program.main(flags(tiny, tmp_path, *more)) == 0
     for seed in range(seeds):
         found = json.loads((tmp_path / 'runs' / f'lora-seed{seed}.json').read_text())
         assert found['diverged'] == 'the perplexity is not finite'
@@ -594,12 +588,11 @@ def test_a_narrow_terminal_keeps_every_column(monkeypatch, capsys):
 
 def test_a_run_with_ranks_by_layer_goes_on(tiny, tmp_path, here):
     more = ('--methods', 'lora:rank_strategy=decreasing', '--seeds=1', '--lrs=1e-2')
-    with train_tiny.compiled_once():
-        assert program.main(flags(tiny, tmp_path, *more)) == 0
-        (file,) = (tmp_path / 'runs').iterdir()
-        first = json.loads(file.read_text())
-        file.unlink()  # as if killed before it was written: the checkpoint is there
-        assert program.main(flags(tiny, tmp_path, *more)) == 0
+    assert program.main(flags(tiny, tmp_path, *more)) == 0
+    (file,) = (tmp_path / 'runs').iterdir()
+    first = json.loads(file.read_text())
+    file.unlink()  # as if killed before it was written: the checkpoint is there
+    assert program.main(flags(tiny, tmp_path, *more)) == 0
     again = json.loads(file.read_text())
     assert [job for job in here if job == [file.stem]] == [[file.stem]] * 3  # two runs, one cost
     assert again['train']['trainable'] == first['train']['trainable']

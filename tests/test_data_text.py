@@ -125,8 +125,7 @@ def tiny(tmp_path_factory):
     said = [' '.join(rng.choice(train_tiny.WORDS, 7)) for _ in range(4)]
     docs = [{'text': ' '.join(rng.choice(said, rng.integers(1, 30)))} for _ in range(24)]
     write(folder / 'data.jsonl', docs)
-    with train_tiny.compiled_once():
-        yield folder
+    return folder
 
 
 @pytest.fixture(autouse=True)

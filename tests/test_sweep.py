@@ -23,12 +23,6 @@ def tiny(tmp_path_factory):
     return train_tiny.write_all(tmp_path_factory.mktemp('tiny'))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled():
-    with train_tiny.compiled_once():
-        yield
-
-
 def config_for(tiny, method, *more):
     return train_tiny.config(tiny, f'--method={method}', '--mesh=1,1,1', *more)
 

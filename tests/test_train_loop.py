@@ -14,12 +14,6 @@ from train import checkpoint, feed, loop, model, optimizer, record, step
 from train.stop import Stop
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-    with train_tiny.compiled_once():
-        yield
-
-
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     return train_tiny.write_all(tmp_path_factory.mktemp('tiny'))

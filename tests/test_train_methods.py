@@ -26,12 +26,6 @@ COMMANDS = {
 }
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-    with train_tiny.compiled_once():
-        yield
-
-
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     return train_tiny.write_all(tmp_path_factory.mktemp('tiny'))

@@ -17,12 +17,6 @@ from train import errors, run
 LABELS = ('true', 'false')
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-    with train_tiny.compiled_once():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def no_cache_of_the_user(monkeypatch):
     monkeypatch.setattr(errors.cache, 'enable', lambda: None)  # tests keep to the folder of theirs

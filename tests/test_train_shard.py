@@ -15,12 +15,6 @@ ONE, EIGHT = '1,1,1', '2,2,2'
 Q = 'transformer/h/attn/attention/q_proj/kernel'
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-    with train_tiny.compiled_once():
-        yield
-
-
 @pytest.fixture(scope='module')
 def tiny(tmp_path_factory):
     return train_tiny.write_all(tmp_path_factory.mktemp('tiny'))

@@ -11,12 +11,6 @@ from tests import train_tiny
 from train import config, feed, model, optimizer, step
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-    with train_tiny.compiled_once():
-        yield
-
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     return train_tiny.write_all(tmp_path_factory.mktemp('tiny'))

@@ -16,12 +16,6 @@ optuna = pytest.importorskip('optuna')
 STEPS = 6
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once():
-    with train_tiny.compiled_once():
-        yield
-
-
 @pytest.fixture(autouse=True)
 def no_cache_of_the_user(monkeypatch):
     monkeypatch.setattr(errors.cache, 'enable', lambda: None)

@@ -1,11 +1,8 @@
 """A tiny model, its tokenizer and a data set, written to a folder for the tests of train."""
 
-import contextlib
-import functools
 import json
 import pathlib
 import random
-import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -21,21 +18,6 @@ WORDS = TEXT.split()
 SUBJECTS = ('cat', 'dog', 'bird', 'fish', 'house', 'tree')
 KINDS = ('red', 'green', 'blue', 'big', 'small', 'old', 'new')
 END = '<end>'
-
-
-@functools.cache
-def _compiled() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix='jaxpeft-compiled-')
-
-
-@contextlib.contextmanager
-def compiled_once():
-    """Programs that an earlier test of this process built are found compiled."""
-    jax.config.update('jax_compilation_cache_dir', _compiled().name)
-    try:
-        yield
-    finally:
-        jax.config.update('jax_compilation_cache_dir', None)
 
 
 def where(batch):
