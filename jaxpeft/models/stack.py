@@ -138,8 +138,7 @@ def make_layers(
         in_axes=(0, nn.broadcast),
         length=config.num_layers,
         unroll=config.num_layers if one_token else 1,
-        # Traces the layer once more; what it finds, a variable that a scan's layers share but one
-        # of them sets, these layers do not have.
+        # The check traces the layer once more, for variables that all layers share: here are none.
         check_constancy_invariants=False,
     )
     return scanned(config, name=name, **kwargs)
